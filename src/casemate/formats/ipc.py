@@ -1,0 +1,264 @@
+"""What the device's processes say to each other: length-prefixed JSON frames of tagged messages.
+
+A frame is a little-endian u32 length and that many bytes of JSON. Descriptors travel beside the first byte of a frame
+(SCM_RIGHTS); `fds` in a message says how many the receiver must find. One union per direction of each link, so a
+message on the wrong link does not decode. This module knows the bytes; `device.channel` does the sockets.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import msgspec
+
+from casemate.errors import UntrustedDataError
+
+FRAME_LIMIT: Final = 16 * 1024 * 1024
+_LENGTH = struct.Struct("<I")
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=True, omit_defaults=True):
+    """Base of every frame's body."""
+
+
+# --- agent <-> any child ------------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag="hello"):
+    """Child: everything is imported, nothing has been opened."""
+
+    role: str
+    pid: int
+
+
+class Start(Message, tag="start"):
+    """Agent: drop to this identity and begin. `fds` names the descriptors that came with the frame, in order."""
+
+    home: str
+    fds: tuple[str, ...] = ()
+    uid: int | None = None
+    gid: int | None = None
+    settings: dict[str, Any] = {}
+
+
+class Ready(Message, tag="ready"):
+    """Child: serving. `facts` is shown by `casemate status`."""
+
+    facts: dict[str, Any] = {}
+
+
+class Fatal(Message, tag="fatal"):
+    """Child: cannot go on; the fields are those of `CasemateError`. `transient` asks for a restart."""
+
+    code: str
+    message: str
+    hint: str = ""
+    exit_code: int = 1
+    check: str = ""
+    transient: bool = False
+
+
+class Ping(Message, tag="ping"):
+    """Agent: are you alive."""
+
+    n: int
+
+
+class Pong(Message, tag="pong"):
+    """Child: yes."""
+
+    n: int
+
+
+# --- agent -> vault -------------------------------------------------------------------------------------------------
+
+
+class Load(Message, tag="load"):
+    """Agent: decrypt *model* into a sealed memory file and send it down the descriptor that came along."""
+
+    model: str
+    path: str
+
+
+class Loaded(Message, tag="loaded"):
+    """Vault: the engine has its descriptor."""
+
+    model: str
+    digest: str
+    bytes: int
+    seconds: float
+    security_version: int = 0
+
+
+class LoadFailed(Message, tag="load_failed"):
+    """Vault: refused; nothing was handed over."""
+
+    model: str
+    code: str
+    message: str
+    hint: str = ""
+    exit_code: int = 10
+    check: str = ""
+
+
+# --- vault -> engine: one frame with one descriptor -------------------------------------------------------------------
+
+
+class Weights(Message, tag="weights"):
+    """Vault: the sealed memory file that came with this frame holds *bytes* of GGUF."""
+
+    model: str
+    bytes: int
+
+
+# --- agent -> gateway -------------------------------------------------------------------------------------------------
+
+
+class EngineUp(Message, tag="engine_up"):
+    """Agent: talk to *model* over the descriptor that came along."""
+
+    model: str
+    digest: str
+    slots: int
+    context: int
+    created: int = 0
+
+
+class EngineDown(Message, tag="engine_down"):
+    """Agent: *model* is gone; `retry_after` seconds until it may be back, None when it needs a person."""
+
+    model: str
+    reason: str
+    retry_after: int | None = None
+
+
+class EngineStuck(Message, tag="engine_stuck"):
+    """Gateway: *model* missed its deadline and ignored a cancel."""
+
+    model: str
+
+
+# --- gateway <-> engine -----------------------------------------------------------------------------------------------
+
+
+class Generate(Message, tag="generate"):
+    """Gateway: run one request. `params` holds only fields the gateway typed and bounded."""
+
+    id: int
+    kind: str  # chat | completion | embedding
+    params: dict[str, Any]
+    deadline: float  # seconds from receipt
+
+
+class Cancel(Message, tag="cancel"):
+    """Gateway: stop request *id* at the next token."""
+
+    id: int
+
+
+class Chunk(Message, tag="chunk"):
+    """Engine: one piece of streamed text of request *id* (may be empty: the role announcement)."""
+
+    id: int
+    text: str
+
+
+class Done(Message, tag="done"):
+    """Engine: request *id* ended. `result` is text for chat and completion, vectors for embedding."""
+
+    id: int
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    vectors: list[list[float]] | None = None
+
+
+class Failed(Message, tag="failed"):
+    """Engine: request *id* was refused or failed. `code`: bad_request | too_long | deadline | busy | internal."""
+
+    id: int
+    code: str
+    message: str = ""
+
+
+# --- anyone -> journal ------------------------------------------------------------------------------------------------
+
+
+class Append(Message, tag="append"):
+    """Record events (OCSF objects, see `formats.event`); acknowledged once they are durable."""
+
+    id: int
+    events: list[dict[str, Any]]
+
+
+class Appended(Message, tag="appended"):
+    """Journal: the events of request *id* are on disk; the last has this *index*."""
+
+    id: int
+    index: int
+
+
+AgentToChild = Start | Ping | Load | EngineUp | EngineDown
+ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck
+ToEngine = Generate | Cancel
+FromEngine = Chunk | Done | Failed
+VaultToEngine = Weights
+ToJournal = Append
+FromJournal = Appended
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """Make one frame.
+
+    Raises:
+        ValueError: the frame would pass `FRAME_LIMIT`.
+
+    """
+    body = _encoder.encode(message)
+    if len(body) > FRAME_LIMIT:
+        raise ValueError(f"a frame of {len(body)} bytes is over the limit")
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Sans-I/O: feed bytes in, take checked messages of one union out."""
+
+    def __init__(self, union: Any, *, limit: int = FRAME_LIMIT) -> None:
+        """Decode only members of *union*; refuse frames over *limit* bytes before buffering them."""
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(union)
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """Take *data*, return every message now complete, in order.
+
+        Raises:
+            UntrustedDataError: a frame is oversize or is not a message of this link. The link must be closed.
+
+        """
+        self._buffer += data
+        out: list[Any] = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > self._limit:
+                raise UntrustedDataError(f"a frame of {length} bytes is over the limit", check="ipc-frame-size")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            try:
+                out.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end]))
+            except msgspec.DecodeError as error:
+                raise UntrustedDataError(f"a frame does not fit this link: {error}", check="ipc-frame") from error
+            start = end
+        if start:
+            del self._buffer[:start]
+        return out
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of an unfinished frame are held."""
+        return len(self._buffer)
