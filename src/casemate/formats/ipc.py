@@ -199,7 +199,20 @@ class Appended(Message, tag="appended"):
     index: int
 
 
-AgentToChild = Start | Ping | Load | EngineUp | EngineDown
+class Attach(Message, tag="attach"):
+    """Agent to journal: *role* was restarted; its new link is the descriptor that came along."""
+
+    role: str
+
+
+def descriptors(message: Message) -> int:
+    """Return how many file descriptors travel with *message*."""
+    if isinstance(message, Start):
+        return len(message.fds)
+    return 1 if isinstance(message, Load | Weights | EngineUp | Attach) else 0
+
+
+AgentToChild = Start | Ping | Load | EngineUp | EngineDown | Attach
 ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed

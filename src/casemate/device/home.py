@@ -1,0 +1,211 @@
+"""Where a device keeps its things: the tree, who owns which part, its schema version, and the lock.
+
+    home.json              identity and schema version
+    keystore/              wrapped keys                         vault
+    models/                encrypted containers                 vault
+    apps/                  app key hashes and policies          gateway (read)
+    journal/               the tamper-evident log               journal
+    run/                   sockets, lock, state of the running device; empty after a reboot is fine
+
+As root each part belongs to the uid of its process; as an ordinary user everything is the user's own (0700).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pwd
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError
+
+SCHEMA: Final = 1
+_OWNERS: Final = {"keystore": "vault", "models": "vault", "apps": "gateway", "journal": "journal", "run": "agent"}
+ROLES: Final = ("agent", "vault", "engine", "gateway", "journal")
+_UID_BASE: Final = 61900
+"""First numeric id used when the system users `casemate-<role>` do not exist (inside systemd's dynamic-user range)."""
+
+
+class Identity(msgspec.Struct, forbid_unknown_fields=False):
+    """The content of home.json."""
+
+    schema: int
+    id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The ids one role runs with."""
+
+    uid: int
+    gid: int
+
+
+def owner_of(role: str) -> Owner | None:
+    """Return the ids for *role* when root runs the device, else None (everything is the caller's)."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(f"casemate-{role}")
+    except KeyError:
+        number = _UID_BASE + ROLES.index(role)
+        return Owner(number, number)
+    return Owner(entry.pw_uid, entry.pw_gid)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None) -> None:
+    """Replace *path* durably: a reader sees the old bytes or the new, never a mixture; a crash leaves no debris behind.
+
+    Raises:
+        OperationError: disk full or read-only.
+
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(fd, mode)
+            if owner:
+                os.fchown(fd, owner.uid, owner.gid)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OperationError(f"cannot write {path}: {error.strerror}", hint=_disk_hint(error)) from error
+
+
+def _disk_hint(error: OSError) -> str:
+    return f"free space or make {error.filename or 'it'} writable, then try again; nothing was changed"
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename or unlink in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Home:
+    """One device's tree."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the tree at *path*; nothing is touched until `create` or `open`."""
+        self.path = path
+        self.keystore = path / "keystore"
+        self.models = path / "models"
+        self.apps = path / "apps"
+        self.journal = path / "journal"
+        self.run = path / "run"
+        self._identity: Identity | None = None
+
+    @property
+    def id(self) -> str:
+        """Return the home's random identifier (names the journal's origin)."""
+        return self._load().id
+
+    @property
+    def exists(self) -> bool:
+        """Whether a home was made here."""
+        return (self.path / "home.json").exists()
+
+    def create(self) -> Home:
+        """Make the tree, or complete one that a crash left unfinished; an existing home is opened.
+
+        Raises:
+            OperationError: the place cannot be written.
+
+        """
+        try:
+            self.path.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+            for name, role in _OWNERS.items():
+                part = self.path / name
+                part.mkdir(mode=0o700, exist_ok=True)
+                self.give(part, role)
+        except OSError as error:
+            raise OperationError(
+                f"cannot make a home at {self.path}: {error.strerror}",
+                hint="set CASEMATE_HOME to a directory you can write",
+            ) from error
+        if not self.exists:
+            identity = Identity(schema=SCHEMA, id=secrets.token_hex(8))
+            write_atomic(self.path / "home.json", msgspec.json.encode(identity) + b"\n", mode=0o644)
+        return self.open()
+
+    def open(self) -> Home:
+        """Check that this is a home of a schema this version understands.
+
+        Raises:
+            NotFoundError: no home here.
+            ConfigError: made by a newer version, or home.json is damaged.
+
+        """
+        self._identity = None
+        self._load()
+        return self
+
+    def _load(self) -> Identity:
+        if self._identity is None:
+            try:
+                identity = msgspec.json.decode((self.path / "home.json").read_bytes(), type=Identity)
+            except FileNotFoundError as error:
+                raise NotFoundError(
+                    f"no casemate home at {self.path}",
+                    hint="run `casemate up` to make one, or set CASEMATE_HOME to where it is",
+                ) from error
+            except msgspec.DecodeError as error:
+                raise ConfigError(
+                    f"{self.path}/home.json is damaged: {error}", hint="restore it with `casemate restore`"
+                ) from error
+            if identity.schema > SCHEMA:
+                raise ConfigError(
+                    f"this home has schema {identity.schema}; this casemate understands up to {SCHEMA}",
+                    hint="upgrade casemate; a newer home is never opened by an older version",
+                )
+            self._identity = identity
+        return self._identity
+
+    def give(self, path: Path, role: str) -> None:
+        """Hand *path* to the process *role* (a no-op unless root)."""
+        owner = owner_of(role)
+        if owner:
+            os.chown(path, owner.uid, owner.gid)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one device that runs on this home.
+
+        Raises:
+            BusyError: another `casemate up` holds it.
+
+        """
+        fd = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                raise BusyError(
+                    f"a device already runs on {self.path} (pid {pid})",
+                    hint="stop it first, or use another CASEMATE_HOME",
+                ) from None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,106 @@
+"""How a device process begins: say hello, take its orders, give up every right it does not need, then open things.
+
+Everything is imported before `boot` returns, and nothing is opened before it: privileges drop between the two. Each
+process dies with the agent (parent-death signal and end of file on the control link), cannot be dumped or traced by
+its own uid, leaves no core, and ignores Ctrl-C (the agent decides when to stop).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from casemate.device.channel import Channel, ChannelClosed
+from casemate.errors import CasemateError, UntrustedDataError
+from casemate.formats import ipc
+
+CONTROL_FD_VARIABLE: Final = "CASEMATE_CONTROL_FD"
+START_TIMEOUT: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """A process that has booted: its link to the agent, its home, settings and descriptors by name."""
+
+    role: str
+    control: Channel
+    home: Path
+    settings: dict[str, Any]
+    fds: dict[str, int]
+
+    def ready(self, **facts: Any) -> None:
+        """Tell the agent that this process serves; *facts* appear in `casemate status`."""
+        self.control.send(ipc.Ready(facts=facts))
+
+    def fatal(self, error: CasemateError, *, transient: bool = False) -> NoReturn:
+        """Report *error* and exit at once (native threads may not be joined)."""
+        try:
+            self.control.send(fatal_message(error, transient=transient))
+        except (ChannelClosed, OSError):
+            pass  # nobody is left to hear it
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+
+def fatal_message(error: CasemateError, *, transient: bool = False) -> ipc.Fatal:
+    """Return *error* as the message the agent understands."""
+    return ipc.Fatal(
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+        exit_code=error.exit_code,
+        check=error.check if isinstance(error, UntrustedDataError) else "",
+        transient=transient,
+    )
+
+
+def boot(role: str) -> Child:
+    """Say hello as *role*, wait for `Start`, drop privileges, return what was handed over.
+
+    Exits when the agent is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(os.environ.pop(CONTROL_FD_VARIABLE)))
+    sock.set_inheritable(False)
+    control = Channel(sock, ipc.AgentToChild)
+    try:
+        control.send(ipc.Hello(role=role, pid=os.getpid()))
+        start, fds = control.recv(START_TIMEOUT)
+    except (ChannelClosed, TimeoutError, UntrustedDataError):
+        os._exit(1)
+    if not isinstance(start, ipc.Start):
+        os._exit(1)
+    drop_privileges(start.uid, start.gid)
+    harden()
+    return Child(role, control, Path(start.home), start.settings, dict(zip(start.fds, fds, strict=True)))
+
+
+def drop_privileges(uid: int | None, gid: int | None) -> None:
+    """Become *uid*:*gid* for good, with no supplementary groups and no capability left. None: stay who we are."""
+    if uid is None or gid is None:
+        return
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def harden() -> None:
+    """Set the limits every process keeps for life. After `drop_privileges`: a uid change clears some of them."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1 and os.environ.get("CASEMATE_PARENT", "") not in {"", "1"}:
+        os._exit(1)  # the agent died before the signal was armed

@@ -1,0 +1,38 @@
+"""Deterministic property tests, no proxies, and a throw-away home for every test that asks."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    "check",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.register_profile("long", parent=hypothesis.settings.get_profile("check"), max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "check"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run long tests only when `-m` asks for them; skip root tests, with the reason, for an ordinary user."""
+    wants_long = "long" in (config.getoption("-m") or "")
+    for item in items:
+        if "long" in item.keywords and not wants_long:
+            item.add_marker(pytest.mark.skip(reason="runs in `make check-long`"))
+        if "root" in item.keywords and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture
+def home_path(tmp_path, monkeypatch):
+    """Point CASEMATE_HOME at an empty place and keep key files out of the user's real configuration."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("CASEMATE_HOME", str(path))
+    monkeypatch.setenv("CASEMATE_KEYFILE", str(tmp_path / "keys" / "device.key"))
+    monkeypatch.delenv("CASEMATE_PASSPHRASE_FILE", raising=False)
+    return path
