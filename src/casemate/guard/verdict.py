@@ -33,7 +33,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A finding, in code points of the text that came in; `type` is `pii:EMAIL_ADDRESS`, `secret:jwt`, `hidden:tags`."""
+    """A finding, in code points of the text that came in; `type`: `pii:EMAIL_ADDRESS`, `secret:jwt`, `hidden:tags`."""
 
     start: int
     end: int
