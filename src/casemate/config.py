@@ -35,14 +35,14 @@ class Setting:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("must be text")
+        raise TypeError("must be text")
     return value
 
 
 def _whole(low: int, high: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError("must be a whole number")
+            raise TypeError("must be a whole number")
         number = int(value)
         if not low <= number <= high:
             raise ValueError(f"must be from {low} to {high}")
@@ -56,7 +56,7 @@ def _names(value: Any) -> tuple[str, ...]:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise ValueError("must be a list of texts")
+    raise TypeError("must be a list of texts")
 
 
 def _address(value: Any) -> str:
@@ -164,5 +164,5 @@ def _check(key: str, value: Any, where: str) -> Any:
         raise ConfigError(f"{where}: unknown setting {key!r}", hint=f"known settings: {', '.join(_ROWS)}")
     try:
         return row.parse(value)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {key} {error}", hint=row.help) from error

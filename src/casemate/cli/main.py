@@ -73,7 +73,7 @@ class LazyTree(click.Group):
 )
 @click.version_option(__version__, prog_name="casemate")
 def root() -> None:
-    """A fortified chamber for on-device AI: encrypted models, a sandboxed engine, a guarded API."""
+    """Keep language models safe on this device: encrypted, sandboxed, guarded, logged."""
 
 
 def main(argv: list[str] | None = None) -> None:

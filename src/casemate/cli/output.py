@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -79,7 +79,7 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+def table(rows: Sequence[Sequence[str]], header: tuple[str, ...]) -> str:
     """Align *rows* under *header* in plain columns."""
     widths = [max(len(str(line[i])) for line in [header, *rows]) for i in range(len(header))]
     lines = [

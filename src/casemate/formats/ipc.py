@@ -205,6 +205,23 @@ class Attach(Message, tag="attach"):
     role: str
 
 
+# --- command line <-> agent, over run/agent.sock --------------------------------------------------------------------
+
+
+class Ask(Message, tag="ask"):
+    """Command line: do *verb* (status | record | stop) with *args*."""
+
+    verb: str
+    args: dict[str, Any] = {}
+
+
+class Answer(Message, tag="answer"):
+    """Agent: the outcome; when not *ok*, *data* holds code, message and hint."""
+
+    ok: bool
+    data: dict[str, Any] = {}
+
+
 def descriptors(message: Message) -> int:
     """Return how many file descriptors travel with *message*."""
     if isinstance(message, Start):
@@ -219,6 +236,8 @@ FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights
 ToJournal = Append
 FromJournal = Appended
+ToAgent = Ask
+FromAgent = Answer
 
 _encoder = msgspec.json.Encoder()
 

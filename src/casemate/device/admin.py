@@ -1,0 +1,115 @@
+"""The agent's local socket: only the device's own user or root may ask, one question per connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from casemate.device.channel import AsyncChannel, Channel, ChannelClosed
+from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
+from casemate.formats import ipc
+
+_TIMEOUT: Final = 10.0
+
+
+class AdminServer:
+    """Answers `Ask` on a socket file with what *answer* returns."""
+
+    def __init__(self, path: Path, answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]]) -> None:
+        """Listen at *path* once `start` is called."""
+        self._path = path
+        self._answer = answer
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to answer; a stale socket file of a dead device is replaced (the caller holds the home's lock)."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        with _short_path(self._path) as name:
+            listener.bind(name)
+        self._path.chmod(0o600)
+        listener.listen(16)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._on_connection)
+
+    def _on_connection(self) -> None:
+        assert self._listener
+        with contextlib.suppress(BlockingIOError):
+            sock, _ = self._listener.accept()
+            if not _is_trusted(sock):
+                sock.close()
+                return
+            task = asyncio.ensure_future(self._serve(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        channel = AsyncChannel(sock, ipc.ToAgent)
+        with contextlib.suppress(ChannelClosed, TimeoutError, UntrustedDataError):
+            ask, _ = await asyncio.wait_for(channel.recv(), _TIMEOUT)
+            try:
+                reply = ipc.Answer(ok=True, data=await self._answer(ask))
+            except (CasemateError, KeyError, TypeError) as error:
+                reply = ipc.Answer(ok=False, data={"message": getattr(error, "message", "wrong arguments")})
+            await channel.send(reply)
+        channel.close()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file."""
+        if self._listener:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+
+
+def _is_trusted(sock: socket.socket) -> bool:
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid in {0, os.geteuid()}
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Any:
+    """Name a socket file through its directory's descriptor: paths over 107 bytes do not fit a socket address."""
+    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{path.name}"
+    finally:
+        os.close(fd)
+
+
+def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
+    """Ask the device whose run directory is *run*.
+
+    Raises:
+        NotFoundError: no device runs there.
+        OperationError: it refused or did not answer.
+
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(_TIMEOUT)
+    try:
+        with _short_path(run / "agent.sock") as name:
+            sock.connect(name)
+    except OSError as error:
+        sock.close()
+        raise NotFoundError("no device is running on this home", hint="start it with `casemate up`") from error
+    channel = Channel(sock, ipc.FromAgent)
+    try:
+        channel.send(ipc.Ask(verb=verb, args=args))
+        reply, _ = channel.recv(_TIMEOUT)
+    except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
+        raise OperationError("the agent did not answer", hint="see `casemate status`") from error
+    finally:
+        channel.close()
+    if not reply.ok:
+        raise OperationError(str(reply.data.get("message", "the agent refused")))
+    return dict(reply.data)

@@ -1,0 +1,481 @@
+"""The supervisor: starts every process, wires their links, restarts what dies, answers `casemate status`.
+
+It holds no key, no prompt and no byte of a model: descriptors of decrypted weights go from the vault to the engine
+over a link the agent only made. Losing the agent stops the device (every child dies with it); losing a child is
+repaired here, by the table in `device.supervisor`.
+
+    start     journal -> vault + gateway -> one engine per model (each loads on its own; the gateway says 503 until then)
+    stop      gateway (drains) -> engines -> vault -> journal, within five seconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from casemate.clock import Clock, SystemClock
+from casemate.config import Settings
+from casemate.device import sandbox
+from casemate.device.admin import AdminServer
+from casemate.device.channel import AsyncJournalClient, ChannelClosed
+from casemate.device.children import (
+    ChildDied,
+    ChildProcess,
+    Launcher,
+    child_environment,
+    link_pair,
+    python_launcher,
+    start_child,
+    wait_ready,
+)
+from casemate.device.home import Home, owner_of
+from casemate.device.supervisor import RestartPolicy, State
+from casemate.errors import CasemateError, OperationError
+from casemate.formats import event, ipc
+
+READY_TIMEOUT: Final = 60.0
+STOP_DRAIN: Final = 1.5
+STOP_GRACE: Final = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A model this device serves: its name and container, or a recorded stream for tests and the demo."""
+
+    name: str
+    path: str
+    replay: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicePlan:
+    """Everything `up` decided before the first process starts. Sockets are bound; `unlock` are open descriptors."""
+
+    home: Home
+    settings: Settings
+    models: tuple[ServedModel, ...]
+    listen: socket.socket
+    metrics: socket.socket
+    owner_public: str
+    assurance: Mapping[str, Any]
+    unlock: Mapping[str, int]
+    tls: Mapping[str, int]
+    notes: Mapping[str, Any]
+    announce: Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Engine:
+    """One model's engine, from the agent's side."""
+
+    model: ServedModel
+    policy: RestartPolicy
+    child: ChildProcess | None = None
+    digest: str = ""
+    bytes: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Agent:
+    """One running device."""
+
+    def __init__(self, plan: DevicePlan, clock: Clock | None = None) -> None:
+        """Run what *plan* says; nothing starts before `run`."""
+        self.plan = plan
+        self.clock = clock or SystemClock()
+        self.children: dict[str, ChildProcess] = {}
+        self.engines = {model.name: Engine(model, RestartPolicy()) for model in plan.models}
+        self.policies = {role: RestartPolicy() for role in ("journal", "vault", "gateway")}
+        self.journal: AsyncJournalClient | None = None
+        self._vault_turn = asyncio.Lock()
+        self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._fatal: CasemateError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = self.clock.wall()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or a fault that no restart repairs.
+
+        Raises:
+            CasemateError: the device cannot serve (first start failed for good, or the core needs triage).
+
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stopping.set)
+        admin = AdminServer(self.plan.home.run / "agent.sock", self.answer)
+        try:
+            await self._start_core()
+            await admin.start()
+            for engine in self.engines.values():
+                engine.task = self._spawn(self._keep_engine(engine))
+            self._spawn(self._announce_when_ready())
+            await self._stopping.wait()
+        except ChildDied as died:
+            raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
+        finally:
+            await self._stop()
+            admin.close()
+        if self._fatal:
+            raise self._fatal
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._stopping.is_set():
+            self._fatal = error if isinstance(error, CasemateError) else OperationError(f"agent fault: {error!r}")
+            self._stopping.set()
+
+    async def _stop(self) -> None:
+        self._stopping.set()
+        self.record(event.device_stopped(now=self.clock.wall()))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        gateway = self.children.pop("gateway", None)
+        if gateway:
+            await gateway.stop(STOP_DRAIN)
+        rest = [engine.child for engine in self.engines.values() if engine.child]
+        rest += [child for role, child in self.children.items() if role != "journal"]
+        await asyncio.gather(*(child.stop(STOP_GRACE) for child in rest))
+        journal = self.children.pop("journal", None)
+        if journal:
+            await journal.stop(STOP_DRAIN)
+
+    async def _announce_when_ready(self) -> None:
+        while not self.ready:
+            await asyncio.sleep(0.02)
+        self.plan.announce(self.endpoint)
+
+    # -- the core: journal, vault, gateway -----------------------------------------------------------------------
+
+    async def _start_core(self) -> None:
+        await self._start_journal()
+        await asyncio.gather(self._start_vault(), self._start_gateway())
+        for role, start in self._core().items():
+            self._spawn(self._keep_core(role, start))
+        self.record(
+            event.device_started(
+                version=self.plan.notes["version"], assurance=self.plan.assurance["level"], now=self.clock.wall()
+            )
+        )
+
+    def _core(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        return {"journal": self._start_journal, "vault": self._start_vault, "gateway": self._start_gateway}
+
+    async def _keep_core(self, role: str, start: Callable[[], Awaitable[None]]) -> None:
+        """Serve *role*'s messages; when it dies start it again, as its policy allows."""
+        policy = self.policies[role]
+        while True:
+            child = self.children[role]
+            policy.started(self.clock.monotonic())
+            died = await self._attend(child)
+            self._note_death(role, died)
+            while True:
+                delay = policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
+                if delay is None:
+                    self.record(event.process_needs_triage(role=role, reason=died.reason, now=self.clock.wall()))
+                    raise died.error or OperationError(
+                        f"{role} needs triage: {died.reason}", hint="see `casemate journal show`, then start again"
+                    )
+                await asyncio.sleep(delay)
+                try:
+                    await start()
+                    break
+                except ChildDied as again:
+                    died = again
+
+    async def _attend(self, child: ChildProcess) -> ChildDied:
+        """Handle *child*'s messages until it dies; returns why."""
+        pinging = asyncio.ensure_future(child.keep_pinging())
+        try:
+            while True:
+                message, _ = await child.recv(timeout=1e9)
+                await self._on_message(child, message)
+        except ChildDied as died:
+            return died
+        finally:
+            pinging.cancel()
+            child.kill()
+            child.link.close()
+
+    async def _on_message(self, child: ChildProcess, message: Any) -> None:
+        if isinstance(message, ipc.Pong):
+            child.ponged(message)
+        elif isinstance(message, ipc.Loaded | ipc.LoadFailed):
+            await self._vault_replies.put(message)
+        elif isinstance(message, ipc.EngineStuck) and message.model in self.engines:
+            stuck = self.engines[message.model].child
+            if stuck:
+                stuck.kill()
+
+    def _note_death(self, role: str, died: ChildDied) -> None:
+        if not self._stopping.is_set():
+            self.record(event.process_died(role=role, reason=died.reason, now=self.clock.wall()))
+
+    async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
+        child = await start_child(
+            role,
+            python_launcher(role, child_environment()),
+            home=str(self.plan.home.path),
+            owner=owner_of(role),
+            settings=settings,
+            fds=fds,
+        )
+        try:
+            await wait_ready(child, READY_TIMEOUT)
+        except ChildDied:
+            child.kill()
+            raise
+        self.children[role] = child
+        return child
+
+    async def _start_journal(self) -> None:
+        links = {role: link_pair() for role in ("agent", "vault", "gateway")}
+        fds = {f"client:{role}": theirs.fileno() for role, (_, theirs) in links.items()}
+        settings = {"owner_public": self.plan.owner_public, "origin_id": self.plan.home.id}
+        try:
+            await self._start("journal", settings, fds)
+        finally:
+            for _, theirs in links.values():
+                theirs.close()
+        if self.journal:
+            self.journal.close()
+        self.journal = AsyncJournalClient(links.pop("agent")[0])
+        for role, (ours, _) in links.items():
+            self._journal_links[role] = ours
+            if role in self.children:  # the journal came back: its clients get new links
+                self.children[role].link.post(ipc.Attach(role="journal"), [ours.fileno()])
+
+    @property
+    def _journal_links(self) -> dict[str, socket.socket]:
+        return self.__dict__.setdefault("_links", {})
+
+    async def _journal_link(self, role: str) -> socket.socket:
+        """Return the client end for *role*: made with the journal, or attached later when *role* was restarted."""
+        fresh = self._journal_links.pop(role, None)
+        if fresh:
+            return fresh
+        ours, theirs = link_pair()
+        with theirs, contextlib.suppress(KeyError, ChannelClosed):
+            await self.children["journal"].link.send(ipc.Attach(role=role), [theirs.fileno()])
+        return ours
+
+    async def _start_vault(self) -> None:
+        with await self._journal_link("vault") as journal:
+            await self._start("vault", {"home_id": self.plan.home.id}, {**self.plan.unlock, "journal": journal.fileno()})
+
+    async def _start_gateway(self) -> None:
+        settings = {
+            "hosts": list(self.plan.settings["hosts"]),
+            "queue": self.plan.settings["engine.queue"],
+            "deadline": self.plan.settings["engine.deadline"],
+            "models": [name for name in self.engines],
+            "listen": self.endpoint,
+        }
+        with await self._journal_link("gateway") as journal:
+            fds = {
+                "listen": self.plan.listen.fileno(),
+                "metrics": self.plan.metrics.fileno(),
+                "journal": journal.fileno(),
+                **self.plan.tls,
+            }
+            gateway = await self._start("gateway", settings, fds)
+        for engine in self.engines.values():  # a restarted gateway needs new links: engines serve one gateway each
+            if engine.child and gateway:
+                engine.child.kill()
+
+    # -- engines -------------------------------------------------------------------------------------------------
+
+    async def _keep_engine(self, engine: Engine) -> None:
+        """Start one engine, restart it when it dies, leave it down when its policy says so."""
+        while True:
+            try:
+                await self._start_engine(engine)
+                assert engine.child
+                engine.policy.started(self.clock.monotonic())
+                died = await self._attend(engine.child)
+            except ChildDied as failed:
+                died = failed
+            engine.child = None
+            delay = engine.policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
+            self._tell_gateway(
+                ipc.EngineDown(
+                    model=engine.model.name,
+                    reason=engine.policy.state.value,
+                    retry_after=None if delay is None else max(1, round(delay)),
+                )
+            )
+            self.record(event.engine_died(model=engine.model.name, reason=died.reason, now=self.clock.wall()))
+            if delay is None:
+                self.record(
+                    event.engine_needs_triage(model=engine.model.name, reason=died.reason, now=self.clock.wall())
+                )
+                return
+            await asyncio.sleep(delay)
+
+    async def _start_engine(self, engine: Engine) -> None:
+        """Run one engine up to `EngineUp`: the process loads what the vault sends it, then the gateway gets its link."""
+        gateway_end, engine_end = link_pair()
+        vault_end, supply_end = link_pair()
+        with gateway_end, vault_end:
+            try:
+                child = await start_child(
+                    "engine",
+                    self._engine_launcher(engine),
+                    home="/",
+                    owner=None,
+                    settings=self._engine_settings(engine),
+                    fds={},
+                    inherited=[engine_end.fileno(), supply_end.fileno()],
+                )
+            finally:
+                engine_end.close()
+                supply_end.close()
+            engine.child = child
+            try:
+                if not engine.model.replay:
+                    await self._load(engine, vault_end)
+                vault_end.close()
+                await wait_ready(child, self.plan.settings["engine.load_deadline"])
+            except ChildDied:
+                child.kill()
+                raise
+            self.record(
+                event.engine_ready(
+                    model=engine.model.name, layers=child.facts.get("layers", []), now=self.clock.wall()
+                )
+            )
+            up = ipc.EngineUp(
+                model=engine.model.name,
+                digest=engine.digest,
+                slots=int(child.facts.get("slots", self.plan.settings["engine.slots"])),
+                context=int(child.facts.get("context", 0)),
+                created=int(self.clock.wall()),
+            )
+            self._tell_gateway(up, gateway_end)
+
+    def _engine_launcher(self, engine: Engine) -> Launcher:
+        return sandbox.launcher(owner_of("engine"), replay=bool(engine.model.replay))
+
+    def _engine_settings(self, engine: Engine) -> dict[str, Any]:
+        wanted = self.plan.settings
+        settings: dict[str, Any] = {
+            "slots": wanted["engine.slots"],
+            "context": wanted["engine.context"],
+            "threads": wanted["engine.threads"],
+            "deadline": wanted["engine.deadline"],
+        }
+        if engine.model.replay:
+            settings["chunks"] = list(engine.model.replay)
+        return settings
+
+    async def _load(self, engine: Engine, vault_end: socket.socket) -> None:
+        """Have the vault send the decrypted model down *vault_end*, one load at a time.
+
+        Raises:
+            ChildDied: refused (for good: tampered, no memory) or the vault is gone (worth another try).
+
+        """
+        deadline = self.plan.settings["engine.load_deadline"]
+        async with self._vault_turn:
+            while not self._vault_replies.empty():
+                self._vault_replies.get_nowait()
+            request = ipc.Load(model=engine.model.name, path=engine.model.path)
+            try:
+                await self.children["vault"].link.send(request, [vault_end.fileno()])
+                reply = await asyncio.wait_for(self._vault_replies.get(), deadline)
+            except (ChannelClosed, OperationError, TimeoutError) as error:
+                raise ChildDied("the vault did not answer") from error
+        if isinstance(reply, ipc.LoadFailed):
+            raise ChildDied(f"model refused: {reply.message}", transient=False)
+        engine.digest, engine.bytes = reply.digest, reply.bytes
+
+    def _tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
+        with contextlib.suppress(KeyError, ChannelClosed):
+            self.children["gateway"].link.post(message, [link.fileno()] if link else [])
+
+    # -- what others may ask ---------------------------------------------------------------------------------------
+
+    def record(self, *events: dict[str, Any]) -> None:
+        """Journal *events* without waiting; a dead journal is being restarted and says so itself."""
+        with contextlib.suppress(OperationError):
+            if self.journal:
+                self.journal.post(*events)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every process runs and every model answers."""
+        core = all(policy.state is State.RUNNING for policy in self.policies.values())
+        return core and all(engine.policy.state is State.RUNNING for engine in self.engines.values())
+
+    @property
+    def endpoint(self) -> str:
+        """Return the API's base URL."""
+        return f"{'https' if self.plan.tls else 'http'}://{_host_port(self.plan.listen)}"
+
+    async def answer(self, ask: ipc.Ask) -> dict[str, Any]:
+        """Do what the command line asks.
+
+        Raises:
+            OperationError: unknown verb or wrong arguments.
+
+        """
+        if ask.verb == "status":
+            return self.status()
+        if ask.verb == "record":
+            if not self.journal:
+                raise OperationError("the journal is not running")
+            return {"index": await self.journal.append(*ask.args["events"])}
+        if ask.verb == "stop":
+            self._stopping.set()
+            return {}
+        raise OperationError(f"the agent has no verb {ask.verb!r}")
+
+    def status(self) -> dict[str, Any]:
+        """Return the facts `casemate status` shows (it adds what it can see itself)."""
+        return {
+            "ready": self.ready,
+            "endpoint": self.endpoint,
+            "metrics": f"http://{_host_port(self.plan.metrics)}/metrics",
+            "pid": os.getpid(),
+            "started": self._started,
+            "models": [self._model_status(engine) for engine in self.engines.values()],
+            "processes": [
+                {"role": role, "pid": child.pid, "state": self.policies[role].state.value, **child.facts}
+                for role, child in self.children.items()
+            ],
+            "assurance": dict(self.plan.assurance),
+            "notes": dict(self.plan.notes),
+        }
+
+    def _model_status(self, engine: Engine) -> dict[str, Any]:
+        return {
+            "name": engine.model.name,
+            "digest": engine.digest,
+            "bytes": engine.bytes,
+            "state": "ready" if engine.policy.state is State.RUNNING else engine.policy.state.value,
+            "reason": engine.policy.reason,
+            "failures": engine.policy.failures,
+            "pid": engine.child.pid if engine.child else None,
+            "engine": dict(engine.child.facts) if engine.child else {},
+        }
+
+
+def _host_port(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
