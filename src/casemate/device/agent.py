@@ -93,6 +93,7 @@ class Agent:
         self.engines = {model.name: Engine(model, RestartPolicy()) for model in plan.models}
         self.policies = {role: RestartPolicy() for role in ("journal", "vault", "gateway")}
         self.journal: AsyncJournalClient | None = None
+        self._journal_links: dict[str, socket.socket] = {}
         self._vault_turn = asyncio.Lock()
         self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
         self._stopping = asyncio.Event()
@@ -142,7 +143,8 @@ class Agent:
 
     async def _stop(self) -> None:
         self._stopping.set()
-        self.record(event.device_stopped(now=self.clock.wall()))
+        reason = "needs triage" if self._fatal else "signal"
+        self.record(event.device_stopped(reason=reason, now=self.clock.wall()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -184,17 +186,16 @@ class Agent:
             child = self.children[role]
             policy.started(self.clock.monotonic())
             died = await self._attend(child)
-            self._note_death(role, died)
             while True:
                 delay = policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
                 if delay is None:
-                    self.record(event.process_needs_triage(role=role, reason=died.reason, now=self.clock.wall()))
                     raise died.error or OperationError(
                         f"{role} needs triage: {died.reason}", hint="see `casemate journal show`, then start again"
                     )
                 await asyncio.sleep(delay)
                 try:
                     await start()
+                    self.record(event.process_restarted(role=role, cause=died.reason, now=self.clock.wall()))
                     break
                 except ChildDied as again:
                     died = again
@@ -222,10 +223,6 @@ class Agent:
             stuck = self.engines[message.model].child
             if stuck:
                 stuck.kill()
-
-    def _note_death(self, role: str, died: ChildDied) -> None:
-        if not self._stopping.is_set():
-            self.record(event.process_died(role=role, reason=died.reason, now=self.clock.wall()))
 
     async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
         child = await start_child(
@@ -260,10 +257,6 @@ class Agent:
             self._journal_links[role] = ours
             if role in self.children:  # the journal came back: its clients get new links
                 self.children[role].link.post(ipc.Attach(role="journal"), [ours.fileno()])
-
-    @property
-    def _journal_links(self) -> dict[str, socket.socket]:
-        return self.__dict__.setdefault("_links", {})
 
     async def _journal_link(self, role: str) -> socket.socket:
         """Return the client end for *role*: made with the journal, or attached later when *role* was restarted."""
@@ -320,16 +313,17 @@ class Agent:
                     retry_after=None if delay is None else max(1, round(delay)),
                 )
             )
-            self.record(event.engine_died(model=engine.model.name, reason=died.reason, now=self.clock.wall()))
+            name, now = engine.model.name, self.clock.wall()
+            self.record(event.engine_crashed(model=name, cause=died.reason, now=now))
             if delay is None:
-                self.record(
-                    event.engine_needs_triage(model=engine.model.name, reason=died.reason, now=self.clock.wall())
-                )
+                self.record(event.engine_needs_triage(model=name, attempts=engine.policy.failures, now=now))
                 return
             await asyncio.sleep(delay)
+            self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
 
     async def _start_engine(self, engine: Engine) -> None:
         """Run one engine up to `EngineUp`: the process loads what the vault sends it, then the gateway gets its link."""
+        began = self.clock.monotonic()
         gateway_end, engine_end = link_pair()
         vault_end, supply_end = link_pair()
         with gateway_end, vault_end:
@@ -355,11 +349,7 @@ class Agent:
             except ChildDied:
                 child.kill()
                 raise
-            self.record(
-                event.engine_ready(
-                    model=engine.model.name, layers=child.facts.get("layers", []), now=self.clock.wall()
-                )
-            )
+            self._record_ready(engine, child, self.clock.monotonic() - began)
             up = ipc.EngineUp(
                 model=engine.model.name,
                 digest=engine.digest,
@@ -368,6 +358,13 @@ class Agent:
                 created=int(self.clock.wall()),
             )
             self._tell_gateway(up, gateway_end)
+
+    def _record_ready(self, engine: Engine, child: ChildProcess, seconds: float) -> None:
+        name, now = engine.model.name, self.clock.wall()
+        self.record(
+            event.sandbox_started(model=name, pid=child.pid, layers=child.facts.get("layers", []), now=now),
+            event.engine_ready(model=name, digest=engine.digest, seconds=seconds, now=now),
+        )
 
     def _engine_launcher(self, engine: Engine) -> Launcher:
         return sandbox.launcher(owner_of("engine"), replay=bool(engine.model.replay))

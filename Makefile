@@ -1,0 +1,49 @@
+# Casemate's daily commands. Each sets up what it needs first; run `make` for the list.
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help up demo check check-long test lint format bench lock setup-device setup-dev
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: setup-device ## Set up everything, then serve the demo model on 127.0.0.1:8080
+	@exec .venv/bin/casemate up
+
+demo: setup-device ## Set up everything, then show five attacks being blocked
+	@exec .venv/bin/casemate demo
+
+check: lint test ## Set up everything, then run every check and test (under 20 minutes on 2 cores)
+
+lint: setup-dev ## Format, lint, types, layers, lock files
+	$(PYTHON) -m ruff format --check src tests benchmarks tools examples
+	$(PYTHON) -m ruff check src tests benchmarks tools examples
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports
+	.venv/bin/uv lock --check --quiet
+	shellcheck setup .ci/run
+
+test: setup-dev ## Run the tests
+	$(PYTEST) -q
+
+check-long: lint ## Everything, and the long tests (crash rounds, 10^5 chunkings, a fresh clone)
+	HYPOTHESIS_PROFILE=long $(PYTEST) -q -m "long or not long" --timeout=1800
+
+bench: setup-dev ## Measure against the peers; writes bench-results/*.json and prints tables
+	$(PYTHON) benchmarks/run.py
+
+format: setup-dev ## Rewrite the code in the house format
+	$(PYTHON) -m ruff format src tests benchmarks tools examples
+	$(PYTHON) -m ruff check --fix-only src tests benchmarks tools examples
+
+lock: setup-dev ## After a change in pyproject.toml: new uv.lock and hashed requirements
+	.venv/bin/uv lock
+	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --no-dev --group build -o requirements/device.txt
+	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --group dev -o requirements/dev.txt
+
+setup-device:
+	@./setup device
+
+setup-dev:
+	@./setup dev
