@@ -4,7 +4,7 @@ It holds no key, no prompt and no byte of a model: descriptors of decrypted weig
 over a link the agent only made. Losing the agent stops the device (every child dies with it); losing a child is
 repaired here, by the table in `device.supervisor`.
 
-    start     journal -> vault + gateway -> one engine per model (each loads on its own; the gateway says 503 until then)
+    start     journal -> vault + gateway -> one engine per model (until one is up, the gateway answers 503 for it)
     stop      gateway (drains) -> engines -> vault -> journal, within five seconds
 """
 
@@ -97,6 +97,7 @@ class Agent:
         self._vault_turn = asyncio.Lock()
         self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
         self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
         self._fatal: CasemateError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = self.clock.wall()
@@ -160,7 +161,8 @@ class Agent:
 
     async def _announce_when_ready(self) -> None:
         while not self.ready:
-            await asyncio.sleep(0.02)
+            await self._changed.wait()
+            self._changed.clear()
         self.plan.announce(self.endpoint)
 
     # -- the core: journal, vault, gateway -----------------------------------------------------------------------
@@ -185,6 +187,7 @@ class Agent:
         while True:
             child = self.children[role]
             policy.started(self.clock.monotonic())
+            self._changed.set()
             died = await self._attend(child)
             while True:
                 delay = policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
@@ -270,14 +273,16 @@ class Agent:
 
     async def _start_vault(self) -> None:
         with await self._journal_link("vault") as journal:
-            await self._start("vault", {"home_id": self.plan.home.id}, {**self.plan.unlock, "journal": journal.fileno()})
+            await self._start(
+                "vault", {"home_id": self.plan.home.id}, {**self.plan.unlock, "journal": journal.fileno()}
+            )
 
     async def _start_gateway(self) -> None:
         settings = {
             "hosts": list(self.plan.settings["hosts"]),
             "queue": self.plan.settings["engine.queue"],
             "deadline": self.plan.settings["engine.deadline"],
-            "models": [name for name in self.engines],
+            "models": list(self.engines),
             "listen": self.endpoint,
         }
         with await self._journal_link("gateway") as journal:
@@ -301,6 +306,7 @@ class Agent:
                 await self._start_engine(engine)
                 assert engine.child
                 engine.policy.started(self.clock.monotonic())
+                self._changed.set()
                 died = await self._attend(engine.child)
             except ChildDied as failed:
                 died = failed
@@ -322,7 +328,7 @@ class Agent:
             self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
 
     async def _start_engine(self, engine: Engine) -> None:
-        """Run one engine up to `EngineUp`: the process loads what the vault sends it, then the gateway gets its link."""
+        """Run one engine up to `EngineUp`: it loads what the vault sends it, then the gateway gets its link."""
         began = self.clock.monotonic()
         gateway_end, engine_end = link_pair()
         vault_end, supply_end = link_pair()
