@@ -185,9 +185,7 @@ async def start_child(
         child.kill()
         raise ChildDied(f"{role} did not introduce itself")
     ids: dict[str, Any] = {"uid": owner.uid, "gid": owner.gid} if owner else {}
-    await child.link.send(
-        ipc.Start(home=home, fds=tuple(fds), settings=dict(settings), **ids), list(fds.values())
-    )
+    await child.link.send(ipc.Start(home=home, fds=tuple(fds), settings=dict(settings), **ids), list(fds.values()))
     return child
 
 

@@ -1,11 +1,11 @@
 """When to start a dead process again: a pure decision over its failures.
 
-    state          event              next state     action
-    RUNNING        died               BACKING_OFF    restart after 0.25, 0.5, 1 ... 60 s
-    RUNNING        healthy 10 min     RUNNING        forget the failures
-    BACKING_OFF    delay over         RUNNING        start
-    any            > 5 in 10 min      NEEDS_TRIAGE   stay down; a person decides
-    any            refused for good   NEEDS_TRIAGE   the same failure would come back: signature, seccomp, memory
+state          event              next state     action
+RUNNING        died               BACKING_OFF    restart after 0.25, 0.5, 1 ... 60 s
+RUNNING        healthy 10 min     RUNNING        forget the failures
+BACKING_OFF    delay over         RUNNING        start
+any            > 5 in 10 min      NEEDS_TRIAGE   stay down; a person decides
+any            refused for good   NEEDS_TRIAGE   the same failure would come back: signature, seccomp, memory
 """
 
 from __future__ import annotations
