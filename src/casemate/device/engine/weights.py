@@ -1,0 +1,52 @@
+"""The hand-over of a model: one frame, one descriptor, and proof that nobody can change what it holds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+from typing import Final
+
+from casemate.device.channel import Channel, ChannelClosed
+from casemate.errors import OperationError, UntrustedDataError
+from casemate.formats import ipc
+
+_F_GET_SEALS: Final = 1034
+_REQUIRED_SEALS: Final = 0x2 | 0x4 | 0x8  # shrink, grow, write
+
+
+def receive(supply: int, timeout: float) -> tuple[ipc.Weights, int]:
+    """Wait on the descriptor *supply* for the vault; return its message and the sealed memory file.
+
+    Raises:
+        OperationError: nothing came within *timeout* seconds, or the vault is gone.
+        UntrustedDataError: what came is not a sealed memory file of the stated size.
+
+    """
+    channel = Channel(socket.socket(fileno=supply), ipc.VaultToEngine)
+    try:
+        message, fds = channel.recv(timeout)
+    except (ChannelClosed, TimeoutError) as error:
+        raise OperationError("no model came from the vault", hint="`casemate journal show` says why") from error
+    channel.close()
+    check_sealed(fds[0], message.bytes)
+    return message, fds[0]
+
+
+def check_sealed(fd: int, size: int) -> None:
+    """Verify that *fd* is a memory file of *size* bytes which nobody, its maker included, can change any more.
+
+    Raises:
+        UntrustedDataError: it is not.
+
+    """
+    facts = os.fstat(fd)
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if not stat.S_ISREG(facts.st_mode) or seals & _REQUIRED_SEALS != _REQUIRED_SEALS:
+        raise UntrustedDataError("the weights are not in a sealed memory file", check="engine-seals")
+    if facts.st_size != size:
+        raise UntrustedDataError("the weights are not as long as the vault says", check="engine-size")
