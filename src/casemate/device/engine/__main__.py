@@ -14,26 +14,17 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - the socket module would import it later
 import os
-import select
-import socket
 import time
-from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 import msgspec
 
 from casemate.device import process, sandbox
-from casemate.device.channel import Channel, ChannelClosed
-from casemate.device.engine import threads, weights
+from casemate.device.engine import SUPPLY_FD_VARIABLE, loop, threads, weights
 from casemate.device.engine.llama import Llama, Sizing
 from casemate.device.engine.requests import Request
-from casemate.device.engine.serving import Serving
 from casemate.device.sandbox.limits import PRIVATE_DIRECTORY
-from casemate.errors import CasemateError, OperationError, UntrustedDataError
-from casemate.formats import ipc
-
-SUPPLY_FD_VARIABLE: Final = "CASEMATE_SUPPLY_FD"
-GATEWAY_FD_VARIABLE: Final = "CASEMATE_GATEWAY_FD"
+from casemate.errors import CasemateError, OperationError
 
 _BASE_MEMORY: Final = 2 << 30
 _MEMORY_PER_TOKEN: Final = 256 << 10
@@ -42,18 +33,14 @@ _TRIAL_TOKENS: Final = 8
 _TRIAL_WORTH: Final = 60.0
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """`Start.settings` of an engine; unknown fields are ignored (they belong to other roles)."""
+class Settings(loop.ServingSettings, frozen=True, kw_only=True):
+    """`Start.settings` of an engine; unknown fields are ignored."""
 
-    context: int = 2048  # tokens per request
-    slots: int = 2
-    waiting: int = 8  # requests held beyond the slots
     threads: int = 0  # 0: find out
     batch: int = 512  # prompt tokens per step; an embedding's input must fit
     pooling: str = "mean"
     memory: int = 0  # bytes of address space beyond twice the model; 0: from context and slots
     load_seconds: float = 600.0
-    stall_seconds: float = 180.0
 
 
 def main() -> NoReturn:
@@ -61,13 +48,13 @@ def main() -> NoReturn:
     child = process.boot("engine")
     try:
         settings = msgspec.convert(child.settings, Settings)
-        gateway = Channel(socket.socket(fileno=int(os.environ[GATEWAY_FD_VARIABLE])), ipc.ToEngine)
+        gateway = loop.gateway_link()
         message, memory_file = weights.receive(int(os.environ[SUPPLY_FD_VARIABLE]), settings.load_seconds)
         usable = threads.bind(sorted(os.sched_getaffinity(0)))
         confined = sandbox.enter_load(_limits(settings, message.bytes, len(usable)))
         model, measured = _load(settings, f"/proc/self/fd/{memory_file}", len(usable) + 1)
         os.close(memory_file)
-        serving = _serving(child, gateway, model, settings)
+        serving = loop.serving(child, gateway, model, settings)
         confined.enter_run()
         serving.start()
     except CasemateError as error:
@@ -75,7 +62,7 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the agent hears of everything; the text may hold model data
         child.fatal(OperationError(f"the engine could not start: {type(error).__name__}"))
     child.ready(model=message.model, **confined.facts, **measured)
-    serve(child, gateway, serving)
+    loop.serve(child, gateway, serving)
 
 
 def _limits(settings: Settings, size: int, cores: int) -> sandbox.Limits:
@@ -116,61 +103,6 @@ def _tokens_per_second(model: Llama) -> float:
 
     model.run(request, 0, reuse=False, emit=emit)
     return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
-
-
-def _serving(child: process.Child, gateway: Channel, model: Llama, settings: Settings) -> Serving:
-    def stalled() -> None:
-        child.fatal(OperationError("the model stopped answering"), transient=True)
-
-    return Serving(
-        gateway,
-        model,
-        slots=settings.slots,
-        waiting=settings.waiting,
-        context=settings.context,
-        stall=settings.stall_seconds,
-        on_stall=stalled,
-        on_closed=lambda: os._exit(0),
-    )
-
-
-def serve(child: process.Child, gateway: Channel, serving: Serving) -> NoReturn:
-    """Read both links until one closes; everything slow happens on other threads."""
-    poll = select.poll()
-    poll.register(child.control, select.POLLIN)
-    poll.register(gateway, select.POLLIN)
-    try:
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if child.control.fileno() in ready:
-                _answer_agent(child)
-            if gateway.fileno() in ready:
-                _take_requests(gateway, serving)
-    except ChannelClosed:
-        os._exit(0)
-    except UntrustedDataError as error:
-        child.fatal(error)
-
-
-def _answer_agent(child: process.Child) -> None:
-    for message in _messages(child.control):
-        if isinstance(message, ipc.Ping):
-            child.control.send(ipc.Pong(message.n))
-
-
-def _take_requests(gateway: Channel, serving: Serving) -> None:
-    for message in _messages(gateway):
-        if isinstance(message, ipc.Generate):
-            serving.submit(message)
-        else:
-            serving.cancel(message)
-
-
-def _messages(channel: Channel) -> Iterator[Any]:
-    """Yield what one readable moment of *channel* brought, without waiting for more."""
-    yield channel.recv()[0]
-    while channel.buffered:
-        yield channel.recv()[0]
 
 
 if __name__ == "__main__":
