@@ -16,7 +16,8 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from casemate.clock import Clock, SystemClock
@@ -31,10 +32,12 @@ from casemate.device.children import (
     child_environment,
     link_pair,
     python_launcher,
+    rebuild,
     start_child,
     wait_ready,
 )
 from casemate.device.home import Home, owner_of
+from casemate.device.process import CONTROL_FD_VARIABLE
 from casemate.device.supervisor import RestartPolicy, State
 from casemate.errors import CasemateError, OperationError
 from casemate.formats import event, ipc
@@ -42,6 +45,7 @@ from casemate.formats import event, ipc
 READY_TIMEOUT: Final = 60.0
 STOP_DRAIN: Final = 1.5
 STOP_GRACE: Final = 0.7
+_ENGINE_LINKS: Final = (CONTROL_FD_VARIABLE, "CASEMATE_GATEWAY_FD", "CASEMATE_SUPPLY_FD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +327,8 @@ class Agent:
             self.record(event.engine_crashed(model=name, cause=died.reason, now=now))
             if delay is None:
                 self.record(event.engine_needs_triage(model=name, attempts=engine.policy.failures, now=now))
+                if len(self.engines) == 1 and died.error:
+                    raise died.error  # the only model was refused: there is nothing to serve
                 return
             await asyncio.sleep(delay)
             self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
@@ -373,16 +379,29 @@ class Agent:
         )
 
     def _engine_launcher(self, engine: Engine) -> Launcher:
-        return sandbox.launcher(owner_of("engine"), replay=bool(engine.model.replay))
+        owner = owner_of("engine")
+
+        def launch(fds: Sequence[int]) -> subprocess.Popen[bytes]:
+            plan = sandbox.SandboxPlan(
+                module="casemate.device.replay" if engine.model.replay else "casemate.device.engine",
+                fds=dict(zip(_ENGINE_LINKS, fds, strict=True)),
+                uid=owner.uid if owner else None,
+                gid=owner.gid if owner else None,
+            )
+            return sandbox.spawn(plan)
+
+        return launch
 
     def _engine_settings(self, engine: Engine) -> dict[str, Any]:
         wanted = self.plan.settings
         settings: dict[str, Any] = {
             "slots": wanted["engine.slots"],
-            "context": wanted["engine.context"],
+            "waiting": wanted["engine.queue"],
             "threads": wanted["engine.threads"],
-            "deadline": wanted["engine.deadline"],
+            "load_seconds": float(wanted["engine.load_deadline"]),
         }
+        if wanted["engine.context"]:
+            settings["context"] = wanted["engine.context"]
         if engine.model.replay:
             settings["chunks"] = list(engine.model.replay)
         return settings
@@ -405,7 +424,7 @@ class Agent:
             except (ChannelClosed, OperationError, TimeoutError) as error:
                 raise ChildDied("the vault did not answer") from error
         if isinstance(reply, ipc.LoadFailed):
-            raise ChildDied(f"model refused: {reply.message}", transient=False)
+            raise ChildDied(f"model refused: {reply.message}", transient=False, error=rebuild(reply))
         engine.digest, engine.bytes = reply.digest, reply.bytes
 
     def _tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
