@@ -42,6 +42,9 @@ class _Inbox:
 
     def take(self, data: bytes, fds: Sequence[int]) -> None:
         self._fds.extend(fds)
+        if len(self._fds) > _MAX_FDS:  # a frame that never ends must not be a way to fill our descriptor table
+            self.drop()
+            raise UntrustedDataError("too many descriptors for one frame", check="ipc-descriptors")
         for message in self._reader.feed(data):
             wanted = ipc.descriptors(message)
             if wanted > len(self._fds):

@@ -8,7 +8,7 @@ message on the wrong link does not decode. This module knows the bytes; `device.
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,9 @@ from casemate.errors import UntrustedDataError
 
 FRAME_LIMIT: Final = 16 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+"""A number that limits and bills are made of: a compromised engine must not report a refund."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=True, omit_defaults=True):
@@ -169,8 +172,8 @@ class Done(Message, tag="done"):
 
     id: int
     finish_reason: str = "stop"
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     vectors: list[list[float]] | None = None
 
 
@@ -239,6 +242,9 @@ FromJournal = Appended
 ToAgent = Ask
 FromAgent = Answer
 
+_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding can raise: not JSON or not of this link, not UTF-8, nested beyond the interpreter's depth."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -283,7 +289,7 @@ class FrameReader:
                 break
             try:
                 out.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end]))
-            except msgspec.DecodeError as error:
+            except _MALFORMED as error:
                 raise UntrustedDataError(f"a frame does not fit this link: {error}", check="ipc-frame") from error
             start = end
         if start:
