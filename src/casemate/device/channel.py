@@ -281,6 +281,12 @@ class AsyncChannel:
         self.socket.close()
 
 
+def _appended(reply: ipc.Appended | ipc.NotAppended) -> int:
+    if isinstance(reply, ipc.NotAppended):
+        raise OperationError(reply.message, hint=reply.hint)
+    return reply.index
+
+
 class JournalClient:
     """Record events from blocking code: returns once they are durable."""
 
@@ -293,7 +299,7 @@ class JournalClient:
         """Record *events* in order and return the index of the last.
 
         Raises:
-            OperationError: the journal is gone or did not confirm in time: treat as not recorded.
+            OperationError: the journal is gone, refused, or did not confirm in time: treat as not recorded.
 
         """
         self._next += 1
@@ -302,7 +308,7 @@ class JournalClient:
             while True:
                 reply, _ = self._channel.recv(timeout)
                 if reply.id == self._next:
-                    return int(reply.index)
+                    return _appended(reply)
         except (ChannelClosed, TimeoutError) as error:
             raise OperationError("the journal did not confirm the record") from error
 
@@ -321,7 +327,10 @@ class AsyncJournalClient:
         async for reply, _ in self._channel:
             waiter = self._waiting.pop(reply.id, None)
             if waiter and not waiter.done():
-                waiter.set_result(reply.index)
+                try:
+                    waiter.set_result(_appended(reply))
+                except OperationError as error:
+                    waiter.set_exception(error)
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_exception(OperationError("the journal is gone"))
@@ -331,7 +340,7 @@ class AsyncJournalClient:
         """Record *events* in order; return the index of the last once durable.
 
         Raises:
-            OperationError: the journal is gone or did not confirm in time.
+            OperationError: the journal is gone, refused, or did not confirm in time.
 
         """
         waiter = self._loop_future()

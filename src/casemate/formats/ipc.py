@@ -202,6 +202,15 @@ class Appended(Message, tag="appended"):
     index: int
 
 
+class NotAppended(Message, tag="not_appended"):
+    """Journal: none of the events of request *id* was recorded (disk full, not an event, not this role's to say)."""
+
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+
+
 class Attach(Message, tag="attach"):
     """Agent to journal: *role* was restarted; its new link is the descriptor that came along."""
 
@@ -238,7 +247,7 @@ ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights
 ToJournal = Append
-FromJournal = Appended
+FromJournal = Appended | NotAppended
 ToAgent = Ask
 FromAgent = Answer
 
