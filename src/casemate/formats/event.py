@@ -93,6 +93,7 @@ KINDS: Final[dict[str, Kind]] = {
     "home_restored": Kind(LIFECYCLE, OTHER, Severity.MEDIUM, AGENT),
     "home_migrated": Kind(LIFECYCLE, UPDATE, Severity.LOW, AGENT),
     "events_dropped": Kind(LOG, OTHER, Severity.MEDIUM, ANYONE, failed=True),
+    "event_refused": Kind(LOG, OTHER, Severity.HIGH, JOURNAL, failed=True),
     "epoch_opened": Kind(LOG, LOG_START, Severity.INFO, JOURNAL),
     "torn_tail_recovered": Kind(LOG, OTHER, Severity.MEDIUM, JOURNAL),
     "journal_exported": Kind(LOG, LOG_EXPORT, Severity.LOW, AGENT | JOURNAL),
@@ -371,6 +372,19 @@ def home_migrated(*, before: int, after: int, now: float) -> Event:
 def events_dropped(*, count: int, now: float) -> Event:
     """Build: a process had to drop *count* events because its queue was full."""
     return _event("events_dropped", now, f"{count} event(s) dropped", log_name="casemate", count=max(1, count))
+
+
+def event_refused(*, role: str, check: str, count: int, now: float) -> Event:
+    """Build: *role* sent what is no event, or is not its to report, *count* times since the journal started."""
+    return _event(
+        "event_refused",
+        now,
+        f"{count} event(s) of {role} refused by {check}",
+        log_name="casemate",
+        count=max(1, count),
+        source=role,
+        check=check,
+    )
 
 
 def epoch_opened(*, epoch: int, first_index: int, now: float) -> Event:
