@@ -1,0 +1,140 @@
+"""Walks a text segment by segment and writes what becomes of it: the one loop behind whole texts and streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from casemate.guard.fold import View
+from casemate.guard.output import Lookout
+from casemate.guard.segments import CAPPED, UNDECIDED, next_cut
+from casemate.guard.session import Piece, Session
+from casemate.guard.verdict import Span
+
+SWALLOW_CAP: Final = 65536
+
+
+@dataclass(slots=True)
+class Progress:
+    """The state between two calls of `redact_ready`: where to look for a cut, and whether a value is being dropped."""
+
+    scan: int = 0
+    swallowing: str = ""
+    swallowed: int = 0
+
+
+class Done(NamedTuple):
+    """What a stretch of text became: output and spans (offsets in the stretch), how much was used, why to stop."""
+
+    text: str
+    spans: list[Span]
+    used: int
+    used_folded: int
+    stop: str | None
+
+
+class Flow:
+    """Redacts the complete segments of a stretch. With a lookout (streams), it stops before what must not leave."""
+
+    def __init__(self, raw: str, view: View, session: Session, progress: Progress, lookout: Lookout | None) -> None:
+        self._raw = raw
+        self._view = view
+        self._session = session
+        self._progress = progress
+        self._lookout = lookout
+        self._spans: list[Span] = []
+        self._out: list[str] = []
+        self._sent = 0
+        self._stop: str | None = None
+
+    def run(self, *, final: bool) -> Done:
+        """Redact what is complete; *final* says that the text ends with the stretch."""
+        text, progress = self._view.text, self._progress
+        start = 0
+        while start < len(text) and self._stop is None:
+            cut = next_cut(text, start, progress.scan, final=final)
+            progress.scan = cut.scan
+            if cut.end == UNDECIDED:
+                break
+            if cut.end == CAPPED:
+                return self._capped(start, cut.scan)
+            if progress.swallowing:
+                start = self._swallow(start, cut.end, forced=cut.forced)
+            else:
+                start = self._segment(start, cut.end, forced=cut.forced)
+            progress.scan = start
+        used = self._view.starting(start) if self._stop or not final else len(self._raw)
+        progress.scan -= start
+        return self._done(used, start)
+
+    def _segment(self, start: int, end: int, *, forced: bool) -> int:
+        """Write one segment and return where the next one begins.
+
+        A forced segment is a window in a run without gaps: only its first half goes out, or less, so that a value
+        across that line is seen whole in the next window. A value as long as the window is dropped up to the end of
+        the run.
+        """
+        folded = self._view.text[start:end]
+        pieces = self._session.pieces(folded)
+        if forced:
+            line = self._line(pieces, len(folded))
+            pieces = [p._replace(end=min(p.end, line)) for p in pieces if p.start < line]
+            folded = folded[:line]
+        if self._lookout is not None:
+            self._stop = self._lookout.look(folded)
+            if self._stop is not None:
+                return start
+        self._session.put_out(folded, pieces)
+        return self._write(start, start + len(folded), pieces)
+
+    def _line(self, pieces: list[Piece], size: int) -> int:
+        line = size // 2
+        for piece in pieces:
+            if piece.start < line < piece.end and piece.special:
+                if piece.start == 0 and piece.end == size and piece.kind:
+                    self._progress.swallowing, self._progress.swallowed = piece.kind, 0
+                return piece.start or piece.end
+        return line
+
+    def _swallow(self, start: int, end: int, *, forced: bool) -> int:
+        """Drop the rest of a value that was longer than a window; one that never ends is a reason to stop."""
+        progress = self._progress
+        kind = progress.swallowing
+        if not forced:
+            progress.swallowing = ""
+        if self._view.text[start].isspace():
+            return self._segment(start, end, forced=forced)
+        progress.swallowed += end - start
+        if progress.swallowed > SWALLOW_CAP:
+            self._stop = "cap"
+        return self._write(start, end, [Piece(0, end - start, kind, "")])
+
+    def _capped(self, start: int, end: int) -> Done:
+        """Replace a block that is too long to be waited for, and let nothing after it out."""
+        self._stop = "cap"
+        folded = self._view.text[start:end]
+        self._write(start, end, self._session.pieces(folded))
+        if self._spans:
+            last = self._spans.pop()
+            self._spans.append(Span(last.start, len(self._raw), last.type))
+        self._sent = len(self._raw)
+        return self._done(len(self._raw), len(self._view.text))
+
+    def _write(self, start: int, end: int, pieces: list[Piece]) -> int:
+        """Put *pieces* (relative to the folded offset *start*) over the original text; return where they end."""
+        for piece in pieces:
+            if not piece.kind:
+                continue
+            first, last = self._view.original(start + piece.start, start + piece.end)
+            self._spans.append(Span(first, last, piece.kind))
+            if self._lookout is not None and self._session.blocks(piece.kind):
+                self._stop = f"block:{piece.kind}"
+                return start + piece.start
+            if piece.mark is not None:
+                self._out += (self._raw[self._sent : first], piece.mark)
+                self._sent = last
+        return end
+
+    def _done(self, used: int, used_folded: int) -> Done:
+        self._out.append(self._raw[self._sent : used])
+        return Done("".join(self._out), self._spans, used, used_folded, self._stop)

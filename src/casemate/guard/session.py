@@ -1,0 +1,143 @@
+"""What becomes of one segment: its values found, settled among each other and replaced.
+
+A session remembers the folded end of what it has put out: the left context in which the next segment is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from casemate.guard.entities import CONTEXT, DETECTORS, Found, Window
+from casemate.guard.placeholders import PLACEHOLDER, Placeholders
+from casemate.guard.verdict import Action, Channel, GuardPolicy
+
+MAX_ROUNDS: Final = 6
+_ACTING: Final = frozenset({Action.REDACT, Action.BLOCK})
+
+
+class Piece(NamedTuple):
+    """A range of a segment's folded text and what replaces it (None: the text itself)."""
+
+    start: int
+    end: int
+    kind: str
+    mark: str | None
+
+    @property
+    def special(self) -> bool:
+        """Return whether this is a value or a placeholder, which must stay whole."""
+        return bool(self.kind) or self.mark is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to do with which kind, for one channel."""
+
+    policy: GuardPolicy
+    channel: Channel
+
+    def action(self, kind: str) -> Action:
+        """Return the policy's action for *kind* on this channel."""
+        return self.policy.entity_action(self.channel, kind)
+
+
+class Session:
+    """Redacts the segments of one text in order; remembers only the folded end of what it has put out."""
+
+    def __init__(self, settings: Settings, placeholders: Placeholders) -> None:
+        self._settings = settings
+        self._placeholders = placeholders
+        self._tail = ""
+
+    def blocks(self, kind: str) -> bool:
+        """Return whether the policy wants a text with *kind* stopped."""
+        return self._settings.action(kind) is Action.BLOCK
+
+    def pieces(self, folded: str) -> list[Piece]:
+        """Return the pieces of the segment *folded*: text, replaced values and flagged values, in order.
+
+        What is left after a round is looked at again beside its placeholders, so a second redaction finds nothing new.
+        """
+        pieces = [*_split_placeholders(folded)]
+        for _ in range(MAX_ROUNDS):
+            pieces, changed = self._round(folded, pieces)
+            if not changed:
+                break
+        return pieces
+
+    def put_out(self, folded: str, pieces: list[Piece]) -> None:
+        """Note that *pieces* of *folded* have become output: they are the context of what follows."""
+        shown = "".join(p.mark if p.mark is not None else folded[p.start : p.end] for p in pieces)
+        self._tail = (self._tail + shown)[-CONTEXT:]
+
+    def _round(self, folded: str, pieces: list[Piece]) -> tuple[list[Piece], bool]:
+        tail = self._tail
+        after: list[Piece] = []
+        changed = False
+        for piece in pieces:
+            if not piece.special:
+                found = self._find(tail, folded[piece.start : piece.end])
+                parts = self._cut(folded, piece, found)
+                changed = changed or len(parts) > 1 or parts[0].special
+                after.extend(parts)
+            else:
+                after.append(piece)
+            tail = (tail + (piece.mark or folded[piece.start : piece.end]))[-CONTEXT:]
+        return after, changed
+
+    def _find(self, tail: str, text: str) -> list[Found]:
+        window = Window(tail, text)
+        base = window.base
+        found = [f for detector in DETECTORS for f in detector(window)]
+        if not found:
+            return found
+        kept = [
+            Found(f.start - base, f.end - base, f.kind)
+            for f in found
+            if self._settings.action(f.kind) is not Action.ALLOW and f.start >= base
+        ]
+        return _resolve(kept)
+
+    def _cut(self, folded: str, piece: Piece, found: list[Found]) -> list[Piece]:
+        parts: list[Piece] = []
+        at = piece.start
+        for f in found:
+            start, end = piece.start + f.start, piece.start + f.end
+            value = folded[start:end]
+            if value in self._settings.policy.allow_values:
+                continue
+            acting = self._settings.action(f.kind) in _ACTING
+            if start > at:
+                parts.append(Piece(at, start, "", None))
+            parts.append(Piece(start, end, f.kind, self._placeholders.for_value(f.kind, value) if acting else None))
+            at = end
+        if at < piece.end or not parts:
+            parts.append(Piece(at, piece.end, "", None))
+        return parts
+
+
+def _split_placeholders(folded: str) -> Iterable[Piece]:
+    at = 0
+    for match in PLACEHOLDER.finditer(folded):
+        if match.start() > at:
+            yield Piece(at, match.start(), "", None)
+        yield Piece(*match.span(), "", match[0])
+        at = match.end()
+    if at < len(folded) or at == 0:
+        yield Piece(at, len(folded), "", None)
+
+
+def _resolve(found: list[Found]) -> list[Found]:
+    """Keep the longest of overlapping values, grown to cover what the losers covered: nothing shows through."""
+    kept: list[Found] = []
+    for f in sorted(found, key=lambda f: (f.start - f.end, f.start, f.kind)):
+        clash = [k for k in kept if k.start < f.end and f.start < k.end]
+        if not clash:
+            kept.append(f)
+            continue
+        start, end = min(f.start, *(k.start for k in clash)), max(f.end, *(k.end for k in clash))
+        kept = [k for k in kept if k not in clash]
+        kept.append(Found(start, end, clash[0].kind))
+    return sorted(kept)
