@@ -1,4 +1,4 @@
-"""A real gateway process between a scripted engine and a journal that only remembers: no agent, no model, no sandbox."""
+"""A real gateway process between a scripted engine and a journal that remembers: no agent, no model, no sandbox."""
 
 from __future__ import annotations
 

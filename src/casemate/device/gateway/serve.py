@@ -163,7 +163,7 @@ class Process:
 
 def run(child: Child) -> None:
     """Serve until the agent goes away."""
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.WARNING, format="gateway: %(message)s")
 
     async def serve() -> None:

@@ -9,7 +9,11 @@ from typing import Protocol
 
 from casemate.device.gateway.answer import OutputGuard
 from casemate.formats.policy import AppPolicy
-from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, OverBudget, Span, Verdict
+from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, OverBudget, Verdict
+from casemate.guard.output import OutputWatch
+from casemate.guard.placeholders import Placeholders
+from casemate.guard.redact import redact_text
+from casemate.guard.stream import StreamRedactor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,23 +70,6 @@ def _monitored(action: Action, *, monitor: bool) -> Action:
     return Action.FLAG if monitor and action in {Action.REDACT, Action.BLOCK} else action
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Emission:
-    text: str
-    spans: tuple[Span, ...] = ()
-    stop: str | None = None
-
-
-class _Open:
-    """An answer that no rule looks at."""
-
-    def feed(self, text: str) -> _Emission:
-        return _Emission(text)
-
-    def flush(self) -> _Emission:
-        return _Emission("")
-
-
 class GuardShield:
     """The real guard behind the seam."""
 
@@ -96,8 +83,8 @@ class GuardShield:
 
     def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> str:
         """See `Shield.redact`."""
-        del channel, conversation, over_budget
-        return text
+        del over_budget
+        return redact_text(text, conversation.policy, channel, Placeholders(conversation.key)).text
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
         """See `Shield.wrap_documents`."""
@@ -105,5 +92,6 @@ class GuardShield:
 
     def open_answer(self, conversation: Conversation) -> OutputGuard:
         """See `Shield.open_answer`."""
-        del conversation
-        return _Open()
+        watched = conversation.system_prompt if conversation.policy.system_overlap is Action.BLOCK else ""
+        watch = OutputWatch(conversation.canaries, watched)
+        return StreamRedactor(conversation.policy, Placeholders(conversation.key), watch)
