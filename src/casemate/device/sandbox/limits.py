@@ -54,18 +54,28 @@ def enter_load(limits: Limits) -> Confined:
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise OperationError("a thread started before the sandbox: Landlock would not hold it")
     load_filter, run_filter = seccomp.build(seccomp.LOAD), seccomp.build(seccomp.RUN)  # while libseccomp can be read
-    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
-        if _libc.prctl(option, value, 0, 0, 0) != 0:
-            raise OperationError(f"prctl {option}: {os.strerror(ctypes.get_errno())}")
-    _cap(resource.RLIMIT_CORE, 0)
-    _cap(resource.RLIMIT_NPROC, limits.tasks)
-    _cap(resource.RLIMIT_AS, limits.memory)
+    cap(limits)
     abi = landlock.restrict([PRIVATE_DIRECTORY])
     load_filter.load()
     return Confined(run_filter, {"landlock_abi": abi, "seccomp_skipped": run_filter.skipped})
 
 
-def _cap(which: int, ceiling: int) -> None:
+def cap(limits: Limits) -> None:
+    """Set the marks and ceilings that last for life: no new privileges, not dumpable, no core, few tasks and bytes.
+
+    Raises:
+        OperationError: one was refused.
+
+    """
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
+        if _libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OperationError(f"prctl {option}: {os.strerror(ctypes.get_errno())}")
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NPROC, limits.tasks)
+    _lower(resource.RLIMIT_AS, limits.memory)
+
+
+def _lower(which: int, ceiling: int) -> None:
     """Lower a limit for good (never raise it)."""
     _, hard = resource.getrlimit(which)
     value = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)

@@ -78,6 +78,7 @@ def spawn(plan: SandboxPlan, *, stderr: int | None = None) -> subprocess.Popen[b
         stderr=stderr,
         env={"PATH": "/usr/bin:/bin"},
         cwd="/",
+        process_group=0,  # Ctrl-C is for the agent: it stops engines in its own order
     )
 
 

@@ -34,6 +34,7 @@ _PROT_EXEC: Final = 0x4
 _CLONE_THREAD: Final = 0x00010000
 _AF_UNIX: Final = 1
 _FIONBIO: Final = 0x5421
+_PRCTL_OPTIONS: Final = (15, 38, 0x53564D41)  # PR_SET_NAME, PR_SET_NO_NEW_PRIVS (for the next filter), PR_SET_VMA
 
 
 class _Compare(ctypes.Structure):
@@ -78,7 +79,7 @@ RUN: Final = (
 
 LOAD: Final = (
     *_plain(
-        "seccomp prctl read write readv writev pread64 close lseek munmap mremap madvise fadvise64 brk futex rseq "
+        "seccomp read write readv writev pread64 close lseek munmap mremap madvise fadvise64 brk futex rseq "
         "set_robust_list rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack sched_yield sched_getaffinity "
         "sched_setaffinity sched_setscheduler sched_getparam sched_getscheduler getpid gettid getrandom clock_gettime "
         "clock_nanosleep nanosleep exit exit_group fstat newfstatat statx stat lstat openat readlink readlinkat getcwd "
@@ -86,6 +87,7 @@ LOAD: Final = (
         "epoll_ctl recvfrom sendto recvmsg sendmsg restart_syscall mlock munlock tgkill uname getuid geteuid getgid "
         "getegid dup"
     ),
+    *(Rule("prctl", 0, 0xFFFF_FFFF, option) for option in _PRCTL_OPTIONS),
     # the listener that llama.cpp's server always opens: local, unconnected, gone behind RUN
     Rule("socket", 0, 0xFFFF_FFFF, _AF_UNIX),
     *_plain("bind listen accept4 setsockopt getsockname unlink unlinkat"),
