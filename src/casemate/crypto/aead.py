@@ -84,12 +84,13 @@ class Stream:
     """Chunks of one file under one key. Stateless between chunks: open them in any order."""
 
     def __init__(self, algorithm: Algorithm, key: Secret, prefix: bytes, associated: bytes) -> None:
-        """Use *key* (32 bytes) for the file whose nonce *prefix* is 7 bytes and header digest is *associated*."""
+        """Take over *key* (32 bytes); the nonce *prefix* is 7 bytes, *associated* is the header digest."""
         if len(prefix) != PREFIX_BYTES:
             raise ValueError("the nonce prefix has 7 bytes")
         self._cipher: AESGCM | ChaCha20Poly1305 = (
             AESGCM(key.view()) if algorithm is Algorithm.AES_256_GCM else ChaCha20Poly1305(key.view())
         )
+        self._key = key  # owned: the cipher may refer to these bytes instead of copying them
         self._prefix = prefix
         self._associated = associated
 

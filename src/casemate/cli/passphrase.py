@@ -1,0 +1,51 @@
+"""Asking a person for the keystore's passphrase, on the terminal itself and nowhere else."""
+
+from __future__ import annotations
+
+import getpass
+import os
+
+from casemate import keystores
+from casemate.cli.output import say
+from casemate.crypto.secret import Secret
+from casemate.keystores.sources import PASSPHRASE_MINIMUM, Sources
+
+_TRIES = 3
+
+
+def sources(home: keystores.HomePlace, *, recovery: Secret | None = None) -> Sources:
+    """Return where *home*'s secrets come from: the environment, then this terminal when there is one."""
+    return keystores.from_environment(home, ask=_ask if _has_terminal() else None, recovery=recovery)
+
+
+def _has_terminal() -> bool:
+    """Whether a person can be asked: getpass speaks to /dev/tty, whatever stdin is; scripts without one never hang."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return os.isatty(2)
+
+
+def _ask(new: bool) -> Secret | None:  # noqa: FBT001 - the signature is keystores.sources.Ask
+    return _ask_new() if new else _secret(getpass.getpass("keystore passphrase: "))
+
+
+def _ask_new() -> Secret | None:
+    say("the keystore of this home is new: a passphrase protects it best; press enter to use a key file instead")
+    for _ in range(_TRIES):
+        first = _secret(getpass.getpass("new passphrase: "))
+        if first is None:
+            return None
+        if len(first) < PASSPHRASE_MINIMUM:
+            say(f"that is too short: use at least {PASSPHRASE_MINIMUM} characters")
+            continue
+        again = _secret(getpass.getpass("once more: "))
+        if again is not None and again.matches(first):
+            return first
+        say("the two differ")
+    return None
+
+
+def _secret(text: str) -> Secret | None:
+    return Secret(text.encode("utf-8")) if text else None

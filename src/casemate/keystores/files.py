@@ -1,0 +1,70 @@
+"""Small durable files of the keystores: read bounded, replace atomically, owned by whoever owns the directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from casemate.errors import NotFoundError, OperationError
+
+
+def read_small(path: Path, limit: int, what: str) -> bytes:
+    """Read a file of at most *limit* bytes.
+
+    Raises:
+        NotFoundError: it is not there.
+        OperationError: it cannot be read, or is larger.
+
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no {what} at {path}", hint=f"put the {what} back, or restore a backup") from error
+    except OSError as error:
+        raise OperationError(
+            f"cannot read the {what} {path}: {error.strerror}", hint="check its owner and its directory"
+        ) from error
+    if len(data) > limit:
+        raise OperationError(f"the {what} {path} is larger than {limit} bytes", hint="this is not the right file")
+    return data
+
+
+def replace_small(path: Path, data: bytes, what: str) -> None:
+    """Replace *path* durably with a file only its owner can read.
+
+    Raises:
+        OperationError: it cannot be written; the old file is untouched.
+
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            directory = path.parent.stat()
+            if os.geteuid() == 0:
+                os.fchown(fd, directory.st_uid, directory.st_gid)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OperationError(
+            f"cannot write the {what} {path}: {error.strerror}",
+            hint="free space or make its directory writable, then try again; nothing was changed",
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,232 @@
+"""Where secrets come from: a file, the service manager, an inherited descriptor, a terminal; and the key file's place.
+
+Order for a passphrase: a descriptor, `CASEMATE_PASSPHRASE_FILE`, the systemd credential `casemate-passphrase`, then
+whatever the caller asks a person. `Sources.descriptors` gives descriptors to another process (the vault), which judges
+the evidence for itself: an open file tells its owner and place, a sealed memory file says that nothing is stored.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from casemate.crypto.keystore import Assurance
+from casemate.crypto.secret import Secret
+from casemate.errors import NotAuthorisedError, OperationError
+from casemate.keystores.document import HomePlace, main_kind, read_document
+from casemate.keystores.evidence import judge_stored_secret, path_of
+from casemate.keystores.keyfile import KeyfileKeystore
+from casemate.keystores.passphrase import PassphraseKeystore
+
+PASSPHRASE_LIMIT: Final = 1024
+CREDENTIAL: Final = "casemate-passphrase"
+PASSPHRASE_MINIMUM: Final = 8  # a floor against accidents, not a measure of strength
+KEYFILE_HINT: Final = "set CASEMATE_KEYFILE to where it is, or use the recovery code"
+_TYPED: Final = Assurance("L1", ("the passphrase is typed, not stored",))
+_MEMORY_SEALS: Final = 1 | 2 | 4 | 8
+
+
+Ask = Callable[[bool], Secret | None]
+"""Ask a person for a passphrase; True when it is for a new keystore. None: the person gave none."""
+
+
+class Sources:
+    """Every secret that can be had, none read or asked for before it is needed, and none asked for twice."""
+
+    def __init__(
+        self,
+        home: HomePlace,
+        *,
+        environ: Mapping[str, str] | None = None,
+        keyfile_descriptor: int | None = None,
+        passphrase_descriptor: int | None = None,
+        recovery: Secret | None = None,
+        ask: Ask | None = None,
+    ) -> None:
+        """Look in *environ*, or at descriptors that were handed over; *ask* reaches a person."""
+        self.home = home
+        self.recovery = recovery
+        self._environ = environ or {}
+        self._keyfile_descriptor = keyfile_descriptor
+        self._passphrase_descriptor = passphrase_descriptor
+        self._ask = ask
+        self._typed: Secret | None = None
+
+    def keyfile_keystore(self) -> KeyfileKeystore:
+        """Return the key file's keystore."""
+        if self._keyfile_descriptor is not None:
+            return KeyfileKeystore(self.home.path, descriptor=self._keyfile_descriptor)
+        return KeyfileKeystore(self.home.path, path=default_keyfile(self.home.id, self._environ))
+
+    def passphrase_keystore(self, *, new: bool = False) -> PassphraseKeystore | None:
+        """Read or ask for the passphrase; None when there is none to be had.
+
+        Raises:
+            NotAuthorisedError: a source was named but cannot be read, or a new passphrase is too short.
+
+        """
+        descriptor = self._open_passphrase()
+        if descriptor is None:
+            typed = self._typed_passphrase(new=new)
+            return PassphraseKeystore(Secret(typed.view()), _TYPED) if typed else None
+        try:
+            passphrase = _read_passphrase(descriptor)
+            if new and len(passphrase) < PASSPHRASE_MINIMUM:
+                raise NotAuthorisedError(
+                    "the passphrase is too short", hint=f"use at least {PASSPHRASE_MINIMUM} characters"
+                )
+            return PassphraseKeystore(passphrase, self._judge(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def passphrase_evidence(self) -> Assurance:
+        """Judge where the passphrase comes from, without reading it."""
+        descriptor = self._open_passphrase()
+        if descriptor is None:
+            return _TYPED
+        try:
+            return self._judge(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def descriptors(self) -> dict[str, int]:
+        """Open what another process needs to unlock the home's keystore: by name; the caller closes them.
+
+        Raises:
+            NotAuthorisedError: the secret is not here.
+            NotFoundError: there is no keystore.
+
+        """
+        if main_kind(read_document(self.home)) == "keyfile":
+            return {"keyfile": self._open_keyfile()}
+        descriptor = self._open_passphrase()
+        if descriptor is None:
+            typed = self._typed_passphrase(new=False)
+            if typed is None:
+                raise no_passphrase()
+            descriptor = _memory_file(typed)
+        return {"passphrase": descriptor}
+
+    def _typed_passphrase(self, *, new: bool) -> Secret | None:
+        if self._typed is None and self._ask:
+            self._typed = self._ask(new)
+        return self._typed
+
+    def forget(self) -> None:
+        """Wipe what was typed."""
+        if self._typed:
+            self._typed.wipe()
+        self._typed = None
+
+    def _open_keyfile(self) -> int:
+        if self._keyfile_descriptor is not None:
+            return os.dup(self._keyfile_descriptor)
+        path = default_keyfile(self.home.id, self._environ)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotAuthorisedError(f"cannot read the key file {path}: {error.strerror}", hint=KEYFILE_HINT) from error
+
+    def _open_passphrase(self) -> int | None:
+        inherited = self._environ.get("CASEMATE_PASSPHRASE_FD", "")
+        if self._passphrase_descriptor is not None or inherited.isdecimal():
+            return os.dup(int(inherited) if self._passphrase_descriptor is None else self._passphrase_descriptor)
+        path = self._passphrase_path()
+        if path is None:
+            return None
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotAuthorisedError(
+                f"cannot read the passphrase file {path}: {error.strerror}", hint="check CASEMATE_PASSPHRASE_FILE"
+            ) from error
+
+    def _passphrase_path(self) -> Path | None:
+        named = self._environ.get("CASEMATE_PASSPHRASE_FILE")
+        return Path(named) if named else self._credential()
+
+    def _credential(self) -> Path | None:
+        directory = self._environ.get("CREDENTIALS_DIRECTORY")
+        path = Path(directory) / CREDENTIAL if directory else None
+        return path if path and path.exists() else None
+
+    def _judge(self, descriptor: int) -> Assurance:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink == 0:
+            return Assurance("L1", ("the passphrase is handed over, not stored",))
+        where = path_of(descriptor)
+        credential = self._credential()
+        if credential and where == credential.resolve():
+            return Assurance("L1", ("the passphrase is a credential of the service manager",))
+        return judge_stored_secret("passphrase file", facts, where, self.home.path)
+
+
+def from_environment(
+    home: HomePlace, environ: Mapping[str, str] = os.environ, *, ask: Ask | None = None, recovery: Secret | None = None
+) -> Sources:
+    """Find the sources that the environment names."""
+    return Sources(home, environ=environ, ask=ask, recovery=recovery)
+
+
+def from_handover(home: HomePlace, descriptors: Mapping[str, int]) -> Sources:
+    """Take the descriptors that `Sources.descriptors` made in another process."""
+    return Sources(
+        home, keyfile_descriptor=descriptors.get("keyfile"), passphrase_descriptor=descriptors.get("passphrase")
+    )
+
+
+def default_keyfile(home_id: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the key file's place: $CASEMATE_KEYFILE, else outside the home, in the configuration of its user."""
+    if environ.get("CASEMATE_KEYFILE"):
+        return Path(environ["CASEMATE_KEYFILE"]).expanduser().absolute()
+    if os.geteuid() == 0:
+        return Path("/etc/casemate/keys") / f"{home_id}.key"
+    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "casemate" / "keys" / f"{home_id}.key"
+
+
+def no_passphrase() -> NotAuthorisedError:
+    """Return the refusal for a missing passphrase."""
+    return NotAuthorisedError(
+        "this keystore needs its passphrase",
+        hint="run it on a terminal, or set CASEMATE_PASSPHRASE_FILE, or use the systemd credential casemate-passphrase",
+    )
+
+
+def _read_passphrase(descriptor: int) -> Secret:
+    """Read one line. A passphrase is the bytes before the first line end, so `echo` and editors do no harm."""
+    data = bytearray()
+    while len(data) <= PASSPHRASE_LIMIT:
+        piece = _read(descriptor, PASSPHRASE_LIMIT + 1 - len(data), len(data))
+        if not piece:
+            break
+        data += piece
+    line = data.split(b"\n", 1)[0].rstrip(b"\r")
+    if not line or len(line) > PASSPHRASE_LIMIT:
+        raise NotAuthorisedError(
+            "the passphrase is empty or too long", hint=f"use {PASSPHRASE_MINIMUM} to {PASSPHRASE_LIMIT} bytes"
+        )
+    secret = Secret(line)
+    data[:] = bytes(len(data))
+    line[:] = bytes(len(line))
+    return secret
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    """Read a file from its start whoever read it before; a pipe as it comes."""
+    try:
+        return os.pread(descriptor, size, offset)
+    except OSError:  # ESPIPE
+        return os.read(descriptor, size)
+
+
+def _memory_file(secret: Secret) -> int:
+    descriptor = os.memfd_create("passphrase", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if os.write(descriptor, secret.view()) != len(secret):
+        raise OperationError("could not hand over the passphrase")
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _MEMORY_SEALS)
+    return descriptor
