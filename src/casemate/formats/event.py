@@ -246,7 +246,7 @@ def guard_verdict(
         ai_model={"ai_provider": "local", "name": model} if model else None,
         channel=_label(channel),
         action=_label(action),
-        reasons=labels,
+        labels=labels,
     )
     event["severity_id"] = int(_VERDICT_SEVERITY.get(action, Severity.INFO))
     return event
@@ -278,7 +278,7 @@ def sandbox_started(*, model: str, pid: int, layers: Iterable[str], now: float) 
         actor={"app_name": "casemate"},
         device=_device(),
         model=model,
-        layers=names,
+        labels=names,
     )
 
 
@@ -433,13 +433,15 @@ def journal_archived(*, reason: str, size: int, root: str, now: float) -> Event:
 
 # --- how an event is put together -------------------------------------------------------------------------------------
 
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a1-\u02ff\u0370-\u1fff\u3040-\ud7ff]")
+PRINTABLE: Final = (
+    r"\x20-\x7e\u00a1-\u02ff\u0370-\u061b\u061d-\u115e\u1161-\u17b3\u17b6-\u180a\u1810-\u1fff\u3040-\ud7ff"
+)
+"""A character class: letters and marks of living scripts; no controls, no direction marks, no invisible fillers."""
+_UNPRINTABLE = re.compile(f"[^{PRINTABLE}]")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._/*-]{0,63}\Z")
 _TOP_LEVEL: Final = frozenset(
-    [
-        *("actor", "ai_model", "api", "app", "count", "device", "entity", "finding_info"),
-        *("log_name", "process", "src_endpoint", "user"),
-    ]
+    ["actor", "ai_model", "api", "app", "count", "device", "entity", "finding_info", "log_name", "process"]
+) | {"src_endpoint", "user"}
 )
 
 
@@ -461,9 +463,10 @@ def _event(code: str, now: float, message: str, **fields: Any) -> Event:
             "event_code": code,
         },
     }
-    detail = fields.pop("detail", "")
-    if detail:
+    if detail := fields.pop("detail", ""):
         event["status_detail"] = _clean(detail)
+    if labels := fields.pop("labels", None):
+        event["metadata"]["labels"] = labels
     for name, value in fields.items():
         if value in (None, "", {}):
             continue

@@ -11,12 +11,12 @@ from typing import Annotated, Final
 import msgspec
 
 from casemate.errors import UntrustedDataError
-from casemate.formats.event import KINDS, MAX_LABELS, TEXT_LIMIT, Event
+from casemate.formats.event import KINDS, MAX_LABELS, PRINTABLE, TEXT_LIMIT, Event
 
 MAX_EVENT_BYTES: Final = 16 * 1024
 LABEL_LIMIT: Final = 64
 
-Text = Annotated[str, msgspec.Meta(max_length=TEXT_LIMIT)]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_LIMIT, pattern=rf"^[{PRINTABLE}]*\Z")]
 Label = Annotated[str, msgspec.Meta(max_length=LABEL_LIMIT, pattern=r"^[A-Za-z0-9][A-Za-z0-9:._/*-]*\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -39,6 +39,7 @@ class Metadata(_Object, frozen=True):
     version: Text
     product: Product
     event_code: Label
+    labels: Annotated[list[Label], msgspec.Meta(max_length=MAX_LABELS)] = []
     log_provider: Text = ""
     logged_time: Count = 0
 
@@ -105,10 +106,8 @@ class OcsfEvent(_Object, frozen=True):
     process: Named | None = None
     src_endpoint: Endpoint | None = None
     user: Named | None = None
-    unmapped: Annotated[
-        dict[Label, int | bool | Text | Annotated[list[Label], msgspec.Meta(max_length=MAX_LABELS)]],
-        msgspec.Meta(max_length=16),
-    ] = {}
+    # no list here: msgspec 0.22 corrupts memory when a `pattern` string stands in a union with a container type
+    unmapped: Annotated[dict[Label, int | bool | Text], msgspec.Meta(max_length=16)] = {}
 
 
 _encoder = msgspec.json.Encoder()

@@ -70,7 +70,7 @@ def test_a_verdict_carries_labels_only():
     prompt = "my card is 4111 1111 1111 1111"
     built = event.guard_verdict(app="a", request=prompt, channel=prompt, action="block", reasons=[prompt] * 99, now=NOW)
     assert "4111" not in json.dumps(built)
-    assert built["unmapped"]["reasons"] == ["unlabelled"] * event.MAX_LABELS
+    assert built["metadata"]["labels"] == ["unlabelled"] * event.MAX_LABELS
     assert built["severity_id"] == event.Severity.MEDIUM
 
 
@@ -91,6 +91,9 @@ def test_stamp_overrides_what_a_sender_claims():
         lambda e: e.update(activity_id=4),
         lambda e: e.update(type_uid=1),
         lambda e: e.update(message="x" * 257),
+        lambda e: e.update(message="\x1b]0;own your terminal\x07"),
+        lambda e: e.update(message="two\nlines"),
+        lambda e: e["app"].update(name="txt.\u202eexe"),
         lambda e: e.update(severity_id=7),
         lambda e: e.update(time=-1),
         lambda e: e.pop("metadata"),
@@ -98,8 +101,10 @@ def test_stamp_overrides_what_a_sender_claims():
         lambda e: e["metadata"].update(event_code="bad\n"),
         lambda e: e["app"].update(note="x"),
         lambda e: e.update(unmapped={"text": "x" * 257}),
-        lambda e: e.update(unmapped={"list": ["not a label"]}),
+        lambda e: e["metadata"].update(labels=["not a label"]),
         lambda e: e.update(unmapped={f"k{n}": 1 for n in range(17)}),
+        lambda e: e["metadata"].update(labels=["x"] * 17),
+        lambda e: e.update(unmapped={"list": ["x"]}),
         lambda e: e.update(unmapped={"deep": {"a": "b"}}),
     ],
 )

@@ -4,6 +4,7 @@
 `Reader` needs the owner's. See docs/reference/journal.md for the bytes on disk.
 """
 
+from casemate.device.journal.archive import Archived, archive, write_tar
 from casemate.device.journal.files import LogFiles
 from casemate.device.journal.offline import append_offline, open_writer
 from casemate.device.journal.reader import Reader, Shown, prove
@@ -11,13 +12,16 @@ from casemate.device.journal.verify import Verified, verify
 from casemate.device.journal.writer import JournalWriter
 
 __all__ = [
+    "Archived",
     "JournalWriter",
     "LogFiles",
     "Reader",
     "Shown",
     "Verified",
     "append_offline",
+    "archive",
     "open_writer",
     "prove",
     "verify",
+    "write_tar",
 ]

@@ -85,7 +85,7 @@ class LogFiles:
         path = self.directory / name
         temporary = path.with_name(f".{path.name}.tmp")  # one writer, so one name; a left-over is overwritten
         try:
-            self._make_parents(path.parent)
+            self.make_folder(path.parent)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
             try:
                 os.fchmod(fd, mode)
@@ -137,10 +137,11 @@ class LogFiles:
         except OSError as error:
             raise write_error(self.directory / name, error) from error
 
-    def _make_parents(self, folder: Path) -> None:
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it, owned as the journal is."""
         if folder.is_dir():
             return
-        self._make_parents(folder.parent)
+        self.make_folder(folder.parent)
         folder.mkdir(mode=0o755, exist_ok=True)
         owner = self._owner()
         if owner:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Final
 
 from casemate.clock import Clock, SystemClock
 from casemate.device.home import Home
 from casemate.device.journal.writer import JournalWriter
+from casemate.errors import BusyError
 from casemate.formats import event
 
-COMMAND_ROLE = "cli"
+COMMAND_ROLE: Final = "cli"
+_PATIENCE: Final = 5.0
+_PAUSE: Final = 0.05
 
 
 def open_writer(home: Home, clock: Clock | None = None) -> JournalWriter:
@@ -24,8 +29,16 @@ def open_writer(home: Home, clock: Clock | None = None) -> JournalWriter:
     """
     from casemate import keystores  # noqa: PLC0415 - the journal process imports this package and must not load these
 
+    clock = clock or SystemClock()
     owner = keystores.read_document(home).owner_public
-    return JournalWriter(home.journal, home_id=home.id, owner_public=owner, clock=clock or SystemClock())
+    until = clock.monotonic() + _PATIENCE
+    while True:
+        try:
+            return JournalWriter(home.journal, home_id=home.id, owner_public=owner, clock=clock)
+        except BusyError:
+            if clock.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE)  # another command records just now
 
 
 def append_offline(home: Home, events: Sequence[event.Event], clock: Clock | None = None) -> int:

@@ -23,7 +23,7 @@ from casemate.device.journal import entry, epochs, identity, tail
 from casemate.device.journal.files import LogFiles
 from casemate.device.journal.recovery import CHECKPOINT
 from casemate.device.journal.tree import TileTree, read_full_or_partial
-from casemate.errors import CasemateError, NotFoundError, UntrustedDataError
+from casemate.errors import NotFoundError, UntrustedDataError
 from casemate.formats import tlog
 
 _RETRIES: Final = 5
@@ -47,12 +47,12 @@ def verify(
     verifier: tlog.VerifierKey | None = None,
     own: bool = True,
     against: bytes | None = None,
-    progress: Callable[[int], None] = lambda _entries: None,
+    progress: Callable[[int], None] = lambda _bytes: None,
 ) -> Verified:
     """Check the log in *files*, which may be growing.
 
     *verifier* is the key to trust (else `log.vkey` beside the log). *own* False: an exported copy, which has no tail.
-    *against* is a checkpoint that somebody kept. *progress* is called with the number of entries checked.
+    *against* is a checkpoint that somebody kept. *progress* is called with the number of bytes read.
 
     Raises:
         NotFoundError: there is no log.
@@ -131,14 +131,14 @@ class _Walk:
     def run(self, progress: Callable[[int], None]) -> None:
         for first in range(0, self._size, tlog.TILE_WIDTH):
             width = min(tlog.TILE_WIDTH, self._size - first)
-            self._bundle(first, width)
-            progress(width)
+            progress(self._bundle(first, width))
         for level, index, width in tlog.partial_tiles(self._size):
             self._compare(tlog.tile_path(level, index, width), self.state.levels[level])
 
-    def _bundle(self, first: int, width: int) -> None:
+    def _bundle(self, first: int, width: int) -> int:
         name = tlog.entries_path(first // tlog.TILE_WIDTH, width)
-        entries = tlog.parse_bundle(read_full_or_partial(self._files, name))[:width]
+        bundle = read_full_or_partial(self._files, name)
+        entries = tlog.parse_bundle(bundle)[:width]
         if len(entries) != width:
             raise UntrustedDataError(f"{name} holds {len(entries)} entries, not {width}", check="bundle-format")
         sha256 = hashlib.sha256
@@ -150,6 +150,7 @@ class _Walk:
             self._compare(tlog.tile_path(full.level, full.index), full.hashes)
         if first + width > self._keep_from:
             self.kept += leaves[max(0, self._keep_from - first) :]
+        return len(bundle)
 
     def _compare(self, name: str, hashes: list[bytes] | tuple[bytes, ...], check: str = "tile", what: str = "") -> None:
         found = read_full_or_partial(self._files, name)[: len(hashes) * tlog.HASH_SIZE]
@@ -208,8 +209,3 @@ def _compare_outside(files: LogFiles, known: tlog.VerifierKey, checkpoint: tlog.
             f"the first {kept.size} entries are not those of the kept checkpoint: history was rewritten",
             check="against-root",
         )
-
-
-def failed_check(error: CasemateError) -> str:
-    """Return the name of the check that *error* reports."""
-    return error.check if isinstance(error, UntrustedDataError) else error.code
