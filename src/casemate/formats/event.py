@@ -442,7 +442,6 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._/*-]{0,63}\Z")
 _TOP_LEVEL: Final = frozenset(
     ["actor", "ai_model", "api", "app", "count", "device", "entity", "finding_info", "log_name", "process"]
 ) | {"src_endpoint", "user"}
-)
 
 
 def _event(code: str, now: float, message: str, **fields: Any) -> Event:
