@@ -16,28 +16,23 @@ import dataclasses
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from casemate.clock import Clock, SystemClock
 from casemate.config import Settings
-from casemate.device import sandbox
 from casemate.device.admin import AdminServer
 from casemate.device.channel import AsyncJournalClient, ChannelClosed
 from casemate.device.children import (
     ChildDied,
     ChildProcess,
-    Launcher,
-    child_environment,
     link_pair,
-    python_launcher,
     rebuild,
     start_child,
     wait_ready,
 )
 from casemate.device.home import Home, owner_of
-from casemate.device.process import CONTROL_FD_VARIABLE
+from casemate.device.launch import Launchers, OwnLaunchers
 from casemate.device.supervisor import RestartPolicy, State
 from casemate.errors import CasemateError, OperationError
 from casemate.formats import event, ipc
@@ -45,7 +40,6 @@ from casemate.formats import event, ipc
 READY_TIMEOUT: Final = 60.0
 STOP_DRAIN: Final = 1.5
 STOP_GRACE: Final = 0.7
-_ENGINE_LINKS: Final = (CONTROL_FD_VARIABLE, "CASEMATE_GATEWAY_FD", "CASEMATE_SUPPLY_FD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +61,6 @@ class DevicePlan:
     listen: socket.socket
     metrics: socket.socket
     owner_public: str
-    assurance: Mapping[str, Any]
     unlock: Mapping[str, int]
     tls: Mapping[str, int]
     notes: Mapping[str, Any]
@@ -83,15 +76,17 @@ class Engine:
     child: ChildProcess | None = None
     digest: str = ""
     bytes: int = 0
+    seconds: float = 0.0
     task: asyncio.Task[None] | None = None
 
 
 class Agent:
     """One running device."""
 
-    def __init__(self, plan: DevicePlan, clock: Clock | None = None) -> None:
-        """Run what *plan* says; nothing starts before `run`."""
+    def __init__(self, plan: DevicePlan, clock: Clock | None = None, launchers: Launchers | None = None) -> None:
+        """Run what *plan* says, in processes from *launchers* (its own children unless given); `run` starts it."""
         self.plan = plan
+        self._launchers = launchers or OwnLaunchers()
         self.clock = clock or SystemClock()
         self.children: dict[str, ChildProcess] = {}
         self.engines = {model.name: Engine(model, RestartPolicy()) for model in plan.models}
@@ -178,7 +173,7 @@ class Agent:
             self._spawn(self._keep_core(role, start))
         self.record(
             event.device_started(
-                version=self.plan.notes["version"], assurance=self.plan.assurance["level"], now=self.clock.wall()
+                version=self.plan.notes["version"], assurance=self.assurance["level"], now=self.clock.wall()
             )
         )
 
@@ -234,7 +229,7 @@ class Agent:
     async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
         child = await start_child(
             role,
-            python_launcher(role, child_environment()),
+            self._launchers.core(role),
             home=str(self.plan.home.path),
             owner=owner_of(role),
             settings=settings,
@@ -342,7 +337,7 @@ class Agent:
             try:
                 child = await start_child(
                     "engine",
-                    self._engine_launcher(engine),
+                    self._launchers.engine(engine.model.name, replay=bool(engine.model.replay)),
                     home="/",
                     owner=None,
                     settings=self._engine_settings(engine),
@@ -361,7 +356,8 @@ class Agent:
             except ChildDied:
                 child.kill()
                 raise
-            self._record_ready(engine, child, self.clock.monotonic() - began)
+            engine.seconds = self.clock.monotonic() - began
+            self._record_ready(engine, child)
             up = ipc.EngineUp(
                 model=engine.model.name,
                 digest=engine.digest,
@@ -371,26 +367,12 @@ class Agent:
             )
             self._tell_gateway(up, gateway_end)
 
-    def _record_ready(self, engine: Engine, child: ChildProcess, seconds: float) -> None:
+    def _record_ready(self, engine: Engine, child: ChildProcess) -> None:
         name, now = engine.model.name, self.clock.wall()
         self.record(
             event.sandbox_started(model=name, pid=child.pid, layers=child.facts.get("layers", []), now=now),
-            event.engine_ready(model=name, digest=engine.digest, seconds=seconds, now=now),
+            event.engine_ready(model=name, digest=engine.digest, seconds=engine.seconds, now=now),
         )
-
-    def _engine_launcher(self, engine: Engine) -> Launcher:
-        owner = owner_of("engine")
-
-        def launch(fds: Sequence[int]) -> subprocess.Popen[bytes]:
-            plan = sandbox.SandboxPlan(
-                module="casemate.device.replay" if engine.model.replay else "casemate.device.engine",
-                fds=dict(zip(_ENGINE_LINKS, fds, strict=True)),
-                uid=owner.uid if owner else None,
-                gid=owner.gid if owner else None,
-            )
-            return sandbox.spawn(plan)
-
-        return launch
 
     def _engine_settings(self, engine: Engine) -> dict[str, Any]:
         wanted = self.plan.settings
@@ -446,6 +428,16 @@ class Agent:
         return core and all(engine.policy.state is State.RUNNING for engine in self.engines.values())
 
     @property
+    def assurance(self) -> dict[str, Any]:
+        """Return the level the vault found when it unlocked the keystore, why, and whether there is a way back."""
+        facts = self.children["vault"].facts if "vault" in self.children else {}
+        return {
+            "level": facts.get("assurance", "L0"),
+            "reasons": facts.get("reasons", []),
+            "recovery": self.plan.notes.get("recovery", False),
+        }
+
+    @property
     def endpoint(self) -> str:
         """Return the API's base URL."""
         return f"{'https' if self.plan.tls else 'http'}://{_host_port(self.plan.listen)}"
@@ -481,7 +473,7 @@ class Agent:
                 {"role": role, "pid": child.pid, "state": self.policies[role].state.value, **child.facts}
                 for role, child in self.children.items()
             ],
-            "assurance": dict(self.plan.assurance),
+            "assurance": self.assurance,
             "notes": dict(self.plan.notes),
         }
 
@@ -494,6 +486,7 @@ class Agent:
             "reason": engine.policy.reason,
             "failures": engine.policy.failures,
             "pid": engine.child.pid if engine.child else None,
+            "ready_after": round(engine.seconds, 3),
             "engine": dict(engine.child.facts) if engine.child else {},
         }
 

@@ -9,8 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from casemate.device import channel
 from casemate.device.channel import AsyncChannel, ChannelClosed
@@ -23,8 +23,76 @@ HELLO_TIMEOUT: Final = 60.0
 PING_EVERY: Final = 2.0
 PONG_WITHIN: Final = 20.0
 
-Launcher = Callable[[Sequence[int]], subprocess.Popen[bytes]]
-"""Starts the program with these descriptors inherited (the control link is the first) and returns it."""
+
+class Process(Protocol):
+    """What the agent needs of a running program, whoever started it."""
+
+    @property
+    def pid(self) -> int:
+        """The process id as the agent sees it."""
+        ...
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Call *ended* once, in the running loop, with how it ended."""
+        ...
+
+    def kill(self) -> None:
+        """End it now; a process that has ended is left alone."""
+        ...
+
+
+Launcher = Callable[[Sequence[int]], Awaitable[tuple[Process, socket.socket]]]
+"""Makes a program run with these descriptors inherited; returns it and the agent's end of its control link."""
+
+
+class OwnProcess:
+    """A program that the agent itself started."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        """Hold *popen*."""
+        self._popen = popen
+        self._ended = False
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self._popen.pid
+
+    def watch(self, ended: Callable[[str], None]) -> None:
+        """Wait for the end through a descriptor: no thread, no signal handler."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self.pid)
+
+        def reap() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._ended = True
+            ended(exit_reason(self._popen.wait()))
+
+        loop.add_reader(pidfd, reap)
+
+    def kill(self) -> None:
+        """End it now."""
+        if not self._ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def own_launcher(spawn: Callable[[Sequence[int]], subprocess.Popen[bytes]]) -> Launcher:
+    """Return a launcher around *spawn*, which gets the control link's other end as the first descriptor."""
+
+    async def launch(inherited: Sequence[int]) -> tuple[Process, socket.socket]:
+        ours, theirs = channel.pair()
+        try:
+            popen = spawn([theirs.fileno(), *inherited])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return OwnProcess(popen), ours
+
+    return launch
 
 
 class ChildDied(Exception):  # noqa: N818 - an event the supervisor decides about
@@ -41,7 +109,7 @@ class ChildDied(Exception):  # noqa: N818 - an event the supervisor decides abou
 def python_launcher(role: str, environment: Mapping[str, str]) -> Launcher:
     """Return a launcher for `python -m casemate.device.<role>` with a small environment and its own process group."""
 
-    def launch(fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    def spawn(fds: Sequence[int]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", f"casemate.device.{role}"],
             env={**environment, CONTROL_FD_VARIABLE: str(fds[0]), "CASEMATE_PARENT": str(os.getpid())},
@@ -50,7 +118,7 @@ def python_launcher(role: str, environment: Mapping[str, str]) -> Launcher:
             process_group=0,
         )
 
-    return launch
+    return own_launcher(spawn)
 
 
 def child_environment() -> dict[str, str]:
@@ -62,31 +130,27 @@ def child_environment() -> dict[str, str]:
 class ChildProcess:
     """A running child and its control link."""
 
-    def __init__(self, role: str, popen: subprocess.Popen[bytes], link: AsyncChannel) -> None:
-        """Watch *popen*, which speaks over *link*; use `start_child`."""
+    def __init__(self, role: str, process: Process, link: AsyncChannel) -> None:
+        """Watch *process*, which speaks over *link*; use `start_child`."""
         self.role = role
-        self.popen = popen
         self.link = link
         self.facts: dict[str, Any] = {}
         self.fatal: ipc.Fatal | None = None
+        self._process = process
         self._loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[int] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(popen.pid)
-        self._loop.add_reader(self._pidfd, self._on_exit)
+        self.exited: asyncio.Future[str] = self._loop.create_future()
+        process.watch(self._on_exit)
         self._pings = 0
         self._last_pong = self._loop.time()
 
     @property
     def pid(self) -> int:
         """Return the process id as the agent sees it."""
-        return self.popen.pid
+        return self._process.pid
 
-    def _on_exit(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        code = self.popen.wait()
+    def _on_exit(self, reason: str) -> None:
         if not self.exited.done():
-            self.exited.set_result(code)
+            self.exited.set_result(reason)
 
     async def recv(self, timeout: float) -> tuple[Any, list[int]]:  # noqa: ASYNC109 - each step has its own deadline
         """Wait for the next message that is not `Fatal`.
@@ -116,7 +180,7 @@ class ChildProcess:
             return ChildDied(self.fatal.message, transient=self.fatal.transient, error=rebuild(self.fatal))
         if not self.exited.done():
             return ChildDied(f"{self.role} closed its link")
-        return ChildDied(f"{self.role} {exit_reason(self.exited.result())}")
+        return ChildDied(f"{self.role} {self.exited.result()}")
 
     def ponged(self, message: ipc.Pong) -> None:
         """Note an answer to a ping."""
@@ -138,8 +202,7 @@ class ChildProcess:
     def kill(self) -> None:
         """End it now."""
         if not self.exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._process.kill()
 
     async def stop(self, grace: float) -> None:
         """Close the link (every child exits on end of file), wait *grace* seconds, then kill."""
@@ -163,23 +226,18 @@ async def start_child(
 ) -> ChildProcess:
     """Start a child and hand it its `Start`; returns before it is ready.
 
-    *fds* travel with `Start` under their names; *inherited* are passed at launch, for a child that cannot receive
-    (they and the ends given to the child are closed here when it has them).
+    *fds* travel with `Start` under their names; *inherited* are passed at launch, for a child that cannot receive.
 
     Raises:
         ChildDied: it did not say hello.
         HostError: the program cannot be started.
 
     """
-    ours, theirs = channel.pair()
     try:
-        popen = launch([theirs.fileno(), *inherited])
+        process, link = await launch(inherited)
     except OSError as error:
-        ours.close()
         raise HostError(f"cannot start {role}: {error}", hint="run `casemate doctor`") from error
-    finally:
-        theirs.close()
-    child = ChildProcess(role, popen, AsyncChannel(ours, ipc.ChildToAgent))
+    child = ChildProcess(role, process, AsyncChannel(link, ipc.ChildToAgent))
     hello, _ = await child.recv(HELLO_TIMEOUT)
     if not isinstance(hello, ipc.Hello) or hello.role != role:
         child.kill()

@@ -75,11 +75,11 @@ def _home(home: Path) -> list[Check]:
 
 
 def _journal(home: Path) -> list[Check]:
-    from casemate.device.journal import verify_home  # noqa: PLC0415 - only this check needs the log
+    from casemate.device.journal import LogFiles, verify  # noqa: PLC0415 - only this check needs the log
 
     if not (home / "journal" / "checkpoint").exists():
         return []
-    result = verify_home(Home(home).open())
+    result = verify(LogFiles(home / "journal"))
     return [Check("journal", "ok", f"the journal verifies: {result.size} entries")]
 
 

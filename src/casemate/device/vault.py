@@ -48,6 +48,10 @@ class Vault:
         self._context = int(settings.get("context", 0))
         self._slots = int(settings.get("slots", 1))
 
+    def journal_again(self, journal: Callable[..., Any]) -> None:
+        """Record through a new link: the journal process was restarted."""
+        self._journal = journal
+
     def load(self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None]) -> ipc.Loaded | ipc.LoadFailed:
         """Carry out one `Load`: the engine at the other end of *supply* gets the weights, or nobody does."""
         started = self._clock.monotonic()
@@ -101,6 +105,8 @@ def serve(child: Child, vault: Vault) -> None:
             child.control.send(ipc.Pong(message.n))
         elif isinstance(message, ipc.Load):
             waiting.append((message, fds[0]))
+        elif isinstance(message, ipc.Attach):
+            vault.journal_again(JournalClient(socket.socket(fileno=fds[0])).append)
 
     def tick() -> None:
         while child.control.buffered or select.select([child.control], [], [], 0)[0]:
