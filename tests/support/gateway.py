@@ -211,7 +211,7 @@ def running_gateway(
     home = Home(directory / "home").create()
     store = AppStore(home)
     chosen = {"default": None} if apps is None else apps
-    keys = {name: store.add(name, policy.encode() if policy is not None else None) for name, policy in chosen.items()}
+    keys = {name: store.add(name, policy and (policy.encode(), f"{name}.toml")) for name, policy in chosen.items()}
     engines = [FakeEngine()] if engines is None else list(engines)
     journal, listen, metrics = FakeJournal(), _listen(address), _listen()
     ours, theirs = pair()

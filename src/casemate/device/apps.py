@@ -127,8 +127,8 @@ class AppStore:
         """
         return _read_policy(self.policy_path(name))
 
-    def add(self, name: str, policy: bytes | None = None) -> str:
-        """Make an app and return its key: the only time it is seen.
+    def add(self, name: str, policy: tuple[bytes, str] | None = None) -> str:
+        """Make an app and return its key: the only time it is seen. *policy* is a file's bytes and its name.
 
         Raises:
             UsageError: the name is taken or not a name; too many apps.
@@ -137,7 +137,7 @@ class AppStore:
         """
         path = self.policy_path(name)
         if policy is not None:
-            parse_policy(policy, source="policy")
+            parse_policy(policy[0], source=policy[1])
         with self._writing() as records:
             if any(record.name == name for record in records):
                 raise UsageError(f"app {name!r} exists", hint=f"`casemate app rotate {name}` gives it a new key")
@@ -145,7 +145,7 @@ class AppStore:
                 raise UsageError(f"there are {MAX_APPS} apps already", hint="remove one with `casemate app rm`")
             path.unlink(missing_ok=True)
             if policy is not None:
-                self._write(path, policy)
+                self._write(path, policy[0])
             key_id, key = _new_key()
             now = int(self._clock.wall())
             records.append(AppRecord(name, key_id, _hash(key), created=now, rotated=now))
@@ -177,15 +177,15 @@ class AppStore:
             del records[_index(records, name)]
         self.policy_path(name).unlink(missing_ok=True)
 
-    def set_policy(self, name: str, policy: bytes) -> None:
-        """Replace the policy of *name*.
+    def set_policy(self, name: str, policy: bytes, *, source: str) -> None:
+        """Replace the policy of *name* by the bytes of the file *source*.
 
         Raises:
             NotFoundError: there is no such app.
             ConfigError: the policy is wrong; the old one stays.
 
         """
-        parse_policy(policy, source="policy")
+        parse_policy(policy, source=source)
         with self._writing() as records:
             _index(records, name)
             self._write(self.policy_path(name), policy)

@@ -63,7 +63,7 @@ class AppPolicy:
     tokens_per_minute: int = 0
     tokens_per_day: int = 0
     data_class: str = "internal"
-    response_formats: tuple[str, ...] = ("text", "json_object")
+    response_formats: tuple[str, ...] = RESPONSE_FORMATS
     extra_fields: str = "refuse"
     hosts: tuple[str, ...] = ()
     guard: GuardRules = field(default_factory=GuardRules)

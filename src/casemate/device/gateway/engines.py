@@ -54,6 +54,7 @@ class Call:
         self._wake: asyncio.Future[None] | None = None
         self._fault: ApiError | None = None
         self.ended = False
+        self.cancelling = False
         self.pieces = 0
 
     def push(self, event: Event) -> None:
@@ -223,8 +224,9 @@ class EngineLink:
 
     def cancel(self, call: Call) -> None:
         """Ask the engine to stop *call*; watch that it does."""
-        if call.ended:
+        if call.ended or call.cancelling:
             return
+        call.cancelling = True
         try:
             self._channel.post(ipc.Cancel(id=call.number))
         except (ChannelClosed, OperationError):
