@@ -249,9 +249,14 @@ def archive(*, as_json: bool, yes: bool) -> None:
 
     The way on when a log was altered: the device refuses to write behind a history that does not fit.
     """
+    import sys
+
     from casemate.device.journal import archive as set_aside
+    from casemate.errors import UsageError
 
     home = _home()
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("this puts the journal aside and nobody is here to agree", hint="add --yes")
     if not yes:
         click.confirm("put the journal aside and begin a new one?", abort=True, err=True)
     done = set_aside(home)
