@@ -259,20 +259,28 @@ class UnnamedFile:
             BusyError: the name is taken and *replace* is false.
 
         """
-        directory = self._directory.stat()
-        if os.geteuid() == 0:
-            os.fchown(self.fd, directory.st_uid, directory.st_gid)
+        self._give_to_directory_owner()
         os.fsync(self.fd)
-        if replace:
-            if self._name is None:
-                name = self._fresh_name()
-                self._link(name)
-                self._name = name
-            self._name.replace(path)
-            self._name = None
-        else:
+        if self._name is None and not replace:
             self._link(path)
+        else:
+            self._rename(path, replace=replace)
         sync_directory(self._directory)
+
+    def _give_to_directory_owner(self) -> None:
+        directory, own = self._directory.stat(), os.fstat(self.fd)
+        if os.geteuid() == 0 and (own.st_uid, own.st_gid) != (directory.st_uid, directory.st_gid):
+            os.fchown(self.fd, directory.st_uid, directory.st_gid)
+
+    def _rename(self, path: Path, *, replace: bool) -> None:
+        if not replace and path.exists():
+            raise _taken(path)
+        if self._name is None:
+            name = self._fresh_name()
+            self._link(name)
+            self._name = name
+        self._name.replace(path)
+        self._name = None
 
     def _link(self, path: Path) -> None:
         """Add a name; unlike rename, this never replaces."""
@@ -280,9 +288,7 @@ class UnnamedFile:
         try:  # with a directory descriptor Python calls linkat, which can follow /proc to the file
             os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=at, follow_symlinks=True)
         except FileExistsError:
-            raise BusyError(
-                f"{path.name.removesuffix(SUFFIX)!r} is already there", hint="choose another name, or use --replace"
-            ) from None
+            raise _taken(path) from None
         finally:
             os.close(at)
 
@@ -299,6 +305,10 @@ class UnnamedFile:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def _taken(path: Path) -> BusyError:
+    return BusyError(f"{path.name.removesuffix(SUFFIX)!r} is already there", hint="choose another name, or --replace")
 
 
 class ContainerWriter:

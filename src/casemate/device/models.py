@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -27,7 +28,14 @@ from casemate.device.containers import SUFFIX, OpenContainer
 from casemate.device.home import Home, sync_directory
 from casemate.device.inspector import Inspection, inspect_file
 from casemate.device.record import record
-from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError, UsageError
+from casemate.errors import (
+    BusyError,
+    CasemateError,
+    NotFoundError,
+    OperationError,
+    UntrustedDataError,
+    UsageError,
+)
 from casemate.formats import container as fmt
 from casemate.formats import event
 from casemate.formats.container import SlotArea, UntrustedContainer, VerifiedContainer
@@ -234,12 +242,14 @@ def add_model(
         containers.remove_leftovers(home.models)
         if not replace and target.exists():
             raise BusyError(f"there is already a model {name!r}", hint="use --replace, or another --name")
-        keystore = held.enter_context(keystores.unlock(home, sources))
-        fd = _open_source(path)
-        held.callback(os.close, fd)
-        source = held.enter_context(_plaintext(fd, path, passphrase, keystore))
-        _require_space(home.models, source.size)
-        info = _encrypt(keystore, source, _Target(target, name, licence, replace), progress)
+        unlock = functools.cache(lambda: held.enter_context(keystores.unlock(home, sources)))
+        try:
+            source = held.enter_context(_plaintext(_open_source(path, held), path, passphrase, unlock))
+            _require_space(home.models, source.size)
+            info = _encrypt(unlock(), source, _Target(target, name, licence, replace), progress)
+        except UntrustedDataError as error:
+            _record_refusal(home, name, error)
+            raise
     try:
         record(
             home,
@@ -252,24 +262,33 @@ def add_model(
     return info
 
 
-def _open_source(path: Path) -> int:
+def _record_refusal(home: Home, name: str, error: UntrustedDataError) -> None:
+    """Journal what was refused; a journal that cannot take it must not hide the refusal itself."""
+    with contextlib.suppress(CasemateError):
+        now = SystemClock().wall()
+        record(home, event.model_refused(model=name, check=error.check, reason=error.message, now=now))
+
+
+def _open_source(path: Path, held: contextlib.ExitStack) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
     except FileNotFoundError as error:
         raise NotFoundError(f"no file {path}", hint="check the path") from error
     except OSError as error:
         raise OperationError(f"cannot read {path}: {error.strerror}", hint="check its owner and mode") from error
+    held.callback(os.close, fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
         raise UntrustedDataError(f"{path} is not a regular file", check="format", hint="give a GGUF file")
     return fd
 
 
 @contextlib.contextmanager
-def _plaintext(fd: int, path: Path, passphrase: Secret | None, keystore: UnlockedKeystore) -> Iterator[Plaintext]:
+def _plaintext(
+    fd: int, path: Path, passphrase: Secret | None, unlock: Callable[[], UnlockedKeystore]
+) -> Iterator[Plaintext]:
     size = os.fstat(fd).st_size
     if containers.read_exact(fd, 0, len(fmt.MAGIC)) == fmt.MAGIC:
-        with _exported(fd, path, size, passphrase, keystore) as source:
+        with _exported(fd, path, passphrase, unlock()) as source:
             yield source
         return
     inspection = inspect_file(fd, size)
@@ -285,10 +304,9 @@ def _file_chunks(fd: int, size: int) -> Iterator[memoryview]:
 
 
 @contextlib.contextmanager
-def _exported(
-    fd: int, path: Path, size: int, passphrase: Secret | None, keystore: UnlockedKeystore
-) -> Iterator[Plaintext]:
+def _exported(fd: int, path: Path, passphrase: Secret | None, keystore: UnlockedKeystore) -> Iterator[Plaintext]:
     """Open an export. Its header is checked like any other file's: whoever made it may be hostile."""
+    size = os.fstat(fd).st_size
     container = fmt.parse(containers.read_exact(fd, 0, min(fmt.HEAD_BYTES, size)), size)
     with containers.unwrap_export(container, passphrase=passphrase, keystore=keystore) as data_key:
         verified = fmt.verify(container, data_key)

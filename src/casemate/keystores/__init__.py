@@ -43,6 +43,7 @@ __all__ = [
     "from_handover",
     "main_kind",
     "read_document",
+    "slot_kind",
     "unlock",
 ]
 

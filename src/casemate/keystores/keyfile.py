@@ -71,7 +71,10 @@ class KeyfileKeystore:
         lines = _parse(self._read())
         if lines.pop(slot.key, None) is None:
             return
-        self._write(lines)
+        if lines:
+            self._write(lines)
+        else:
+            self._place().unlink()
 
     def assurance(self) -> Assurance:
         """Judge the file's owner, mode and place."""

@@ -54,7 +54,7 @@ class Sources:
         self._keyfile_descriptor = keyfile_descriptor
         self._passphrase_descriptor = passphrase_descriptor
         self._ask = ask
-        self._typed: Secret | None = None
+        self._held: tuple[Secret, Assurance] | None = None  # typed, or read from something that can be read once
 
     def keyfile_keystore(self) -> KeyfileKeystore:
         """Return the key file's keystore."""
@@ -69,22 +69,35 @@ class Sources:
             NotAuthorisedError: a source was named but cannot be read, or a new passphrase is too short.
 
         """
+        found = self._held or self._find_passphrase(new=new)
+        if found is None:
+            return None
+        passphrase, evidence = found
+        if new and len(passphrase) < PASSPHRASE_MINIMUM:
+            raise NotAuthorisedError(
+                "the passphrase is too short", hint=f"use at least {PASSPHRASE_MINIMUM} characters"
+            )
+        return PassphraseKeystore(Secret(passphrase.view()), evidence)
+
+    def _find_passphrase(self, *, new: bool) -> tuple[Secret, Assurance] | None:
+        """Read the passphrase, or ask for it. What cannot be had twice is kept for the next question."""
         descriptor = self._open_passphrase()
         if descriptor is None:
-            typed = self._typed_passphrase(new=new)
-            return PassphraseKeystore(Secret(typed.view()), _TYPED) if typed else None
+            typed = self._ask(new) if self._ask else None
+            self._held = (typed, _TYPED) if typed else None
+            return self._held
         try:
-            passphrase = _read_passphrase(descriptor)
-            if new and len(passphrase) < PASSPHRASE_MINIMUM:
-                raise NotAuthorisedError(
-                    "the passphrase is too short", hint=f"use at least {PASSPHRASE_MINIMUM} characters"
-                )
-            return PassphraseKeystore(passphrase, self._judge(descriptor))
+            found = _read_passphrase(descriptor), self._judge(descriptor)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                self._held = found
+            return found
         finally:
             os.close(descriptor)
 
     def passphrase_evidence(self) -> Assurance:
         """Judge where the passphrase comes from, without reading it."""
+        if self._held:
+            return self._held[1]
         descriptor = self._open_passphrase()
         if descriptor is None:
             return _TYPED
@@ -103,24 +116,21 @@ class Sources:
         """
         if main_kind(read_document(self.home)) == "keyfile":
             return {"keyfile": self._open_keyfile()}
-        descriptor = self._open_passphrase()
-        if descriptor is None:
-            typed = self._typed_passphrase(new=False)
-            if typed is None:
-                raise no_passphrase()
-            descriptor = _memory_file(typed)
-        return {"passphrase": descriptor}
-
-    def _typed_passphrase(self, *, new: bool) -> Secret | None:
-        if self._typed is None and self._ask:
-            self._typed = self._ask(new)
-        return self._typed
+        descriptor = None if self._held else self._open_passphrase()
+        if descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return {"passphrase": descriptor}
+        if descriptor is not None:
+            os.close(descriptor)
+        found = self._held or self._find_passphrase(new=False)
+        if found is None:
+            raise no_passphrase()
+        return {"passphrase": _memory_file(found[0])}
 
     def forget(self) -> None:
         """Wipe what was typed."""
-        if self._typed:
-            self._typed.wipe()
-        self._typed = None
+        if self._held:
+            self._held[0].wipe()
+        self._held = None
 
     def _open_keyfile(self) -> int:
         if self._keyfile_descriptor is not None:
@@ -138,12 +148,7 @@ class Sources:
         path = self._passphrase_path()
         if path is None:
             return None
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NotAuthorisedError(
-                f"cannot read the passphrase file {path}: {error.strerror}", hint="check CASEMATE_PASSPHRASE_FILE"
-            ) from error
+        return _open_passphrase_file(path)
 
     def _passphrase_path(self) -> Path | None:
         named = self._environ.get("CASEMATE_PASSPHRASE_FILE")
@@ -195,6 +200,29 @@ def no_passphrase() -> NotAuthorisedError:
         "this keystore needs its passphrase",
         hint="run it on a terminal, or set CASEMATE_PASSPHRASE_FILE, or use the systemd credential casemate-passphrase",
     )
+
+
+def read_passphrase_file(path: Path) -> Secret:
+    """Read the passphrase of an export from a file or FIFO.
+
+    Raises:
+        NotAuthorisedError: it cannot be read, or is empty.
+
+    """
+    descriptor = _open_passphrase_file(path)
+    try:
+        return _read_passphrase(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_passphrase_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotAuthorisedError(
+            f"cannot read the passphrase file {path}: {error.strerror}", hint="check the path and its owner"
+        ) from error
 
 
 def _read_passphrase(descriptor: int) -> Secret:
