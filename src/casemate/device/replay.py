@@ -60,14 +60,15 @@ def main() -> NoReturn:
         settings = msgspec.convert(child.settings, Settings)
         gateway = loop.gateway_link()
         confined = sandbox.enter_load(sandbox.Limits(memory=_MEMORY, tasks=_TASKS))
-        jobs = loop.serving(child, gateway, Recording(settings.chunks, settings.pause), settings)
+        context = settings.context or loop.DEFAULT_CONTEXT
+        jobs = loop.serving(child, gateway, Recording(settings.chunks, settings.pause), settings, context=context)
         confined.enter_run()
         jobs.start()
     except CasemateError as error:
         child.fatal(error)
     except Exception as error:  # noqa: BLE001 - the agent hears of everything
         child.fatal(OperationError(f"the replay could not start: {type(error).__name__}"))
-    child.ready(model="replay", **confined.facts, context=settings.context, slots=settings.slots)
+    child.ready(model="replay", **confined.facts, context=context, slots=settings.slots)
     loop.serve(child, gateway, jobs)
 
 

@@ -3,7 +3,7 @@
     1  everything is imported (nothing can be, later)
     2  the agent says go; the vault hands over the weights; they are checked to be sealed
     3  cores are chosen; identity marks, limits, Landlock, the load filter
-    4  llama.cpp parses the model: the first hostile byte
+    4  our own parser checks the header, then llama.cpp parses the model: the first hostile bytes
     5  the run filter, over every thread
     6  ready: requests in, text out, until a link closes
 
@@ -22,15 +22,16 @@ import msgspec
 from casemate.device import process, sandbox
 from casemate.device.engine import SUPPLY_FD_VARIABLE, loop, threads, weights
 from casemate.device.engine.llama import Llama, Sizing
-from casemate.device.engine.requests import Request
+from casemate.device.engine.requests import RefusedError, Request
 from casemate.device.sandbox.limits import PRIVATE_DIRECTORY
 from casemate.errors import CasemateError, OperationError
+from casemate.formats.gguf import GgufFacts
 
-_BASE_MEMORY: Final = 2 << 30
-_MEMORY_PER_TOKEN: Final = 256 << 10
+_BASE_MEMORY: Final = 2 << 30  # interpreter, thread stacks, compute buffers
+_UNKNOWN_CACHE: Final = 256 << 10  # bytes per token of context when the header does not say
 _BASE_TASKS: Final = 24
+_ALIGNMENT: Final = 1 << 16  # between header and tensors, at most
 _TRIAL_TOKENS: Final = 8
-_TRIAL_WORTH: Final = 60.0
 
 
 class Settings(loop.ServingSettings, frozen=True, kw_only=True):
@@ -38,8 +39,7 @@ class Settings(loop.ServingSettings, frozen=True, kw_only=True):
 
     threads: int = 0  # 0: find out
     batch: int = 512  # prompt tokens per step; an embedding's input must fit
-    pooling: str = "mean"
-    memory: int = 0  # bytes of address space beyond twice the model; 0: from context and slots
+    pooling: str = "auto"  # of embeddings: mean | cls | last | model (what its header says) | auto
     load_seconds: float = 600.0
 
 
@@ -49,46 +49,66 @@ def main() -> NoReturn:
     try:
         settings = msgspec.convert(child.settings, Settings)
         gateway = loop.gateway_link()
-        message, memory_file = weights.receive(int(os.environ[SUPPLY_FD_VARIABLE]), settings.load_seconds)
+        message, file = weights.receive(int(os.environ[SUPPLY_FD_VARIABLE]), settings.load_seconds)
         usable = threads.bind(sorted(os.sched_getaffinity(0)))
-        confined = sandbox.enter_load(_limits(settings, message.bytes, len(usable)))
-        model, measured = _load(settings, f"/proc/self/fd/{memory_file}", len(usable) + 1)
-        os.close(memory_file)
-        serving = loop.serving(child, gateway, model, settings)
+        status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        confined = sandbox.enter_load(_first_limits(settings, message.bytes, len(usable)))
+        header = weights.read_header(file, message.bytes)
+        counts = _thread_counts(settings, len(usable))
+        sizing = _sizing(settings, header.facts, lock=weights.may_lock(message.bytes * len(counts)))
+        sandbox.lower_memory(_memory(header.facts, sizing, message.bytes))
+        model, found = _load(f"/proc/self/fd/{file}", sizing, counts)
+        found["weights_locked"] = weights.locked_bytes(status) >= message.bytes - header.bytes_read - _ALIGNMENT
+        for fd in (file, status):
+            os.close(fd)
+        serving = loop.serving(child, gateway, model, settings, context=sizing.context)
         confined.enter_run()
         serving.start()
     except CasemateError as error:
         child.fatal(error)
     except Exception as error:  # noqa: BLE001 - the agent hears of everything; the text may hold model data
         child.fatal(OperationError(f"the engine could not start: {type(error).__name__}"))
-    child.ready(model=message.model, **confined.facts, **measured)
+    child.ready(model=message.model, **confined.facts, **found)
     loop.serve(child, gateway, serving)
 
 
-def _limits(settings: Settings, size: int, cores: int) -> sandbox.Limits:
-    working = settings.memory or _BASE_MEMORY + _MEMORY_PER_TOKEN * settings.context * settings.slots
-    return sandbox.Limits(memory=2 * size + working, tasks=_BASE_TASKS + settings.slots + 2 * cores)
+def _first_limits(settings: Settings, size: int, cores: int) -> sandbox.Limits:
+    """Return the ceilings for the time until the header is read: no more than the machine has."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sandbox.Limits(memory=2 * size + max(machine, _BASE_MEMORY), tasks=_BASE_TASKS + settings.slots + 2 * cores)
 
 
-def _load(settings: Settings, path: str, cores: int) -> tuple[Llama, dict[str, Any]]:
+def _sizing(settings: Settings, facts: GgufFacts, *, lock: bool) -> Sizing:
+    own = facts.context_length or loop.DEFAULT_CONTEXT
+    context = min(settings.context or loop.DEFAULT_CONTEXT, own)
+    encoder = "bert" in facts.architecture
+    pooling = settings.pooling if settings.pooling != "auto" else "model" if encoder else "mean"
+    return Sizing(context, settings.slots, settings.batch, pooling, lock)
+
+
+def _memory(facts: GgufFacts, sizing: Sizing, size: int) -> int:
+    """Return the address space this model needs: a copy for a loader that repacks, the cache, the base."""
+    cache = (facts.kv_bytes_per_token or _UNKNOWN_CACHE) * sizing.context * sizing.slots
+    return 2 * size + 2 * cache + _BASE_MEMORY
+
+
+def _thread_counts(settings: Settings, usable: int) -> list[int]:
+    return [min(settings.threads, usable)] if settings.threads else threads.candidates(usable)
+
+
+def _load(path: str, sizing: Sizing, counts: list[int]) -> tuple[Llama, dict[str, Any]]:
     """Load the model, with the thread count that is fastest; return it and what was found."""
     began = time.monotonic()
 
     def load(count: int) -> Llama:
-        sizing = Sizing(settings.context, settings.slots, count, settings.batch, settings.pooling)
-        return Llama(path, PRIVATE_DIRECTORY, sizing)
+        return Llama(path, PRIVATE_DIRECTORY, sizing, threads=count)
 
-    def speed(count: int) -> float:
-        return _tokens_per_second(load(count))
-
-    counts = [settings.threads] if settings.threads else threads.candidates(cores)
-    count, measured = threads.fastest(counts, speed, trial_worth=_TRIAL_WORTH)
-    model = load(count)
+    count, model, measured = threads.calibrate(counts, load, _tokens_per_second)
     return model, {
         "threads": count,
         "threads_measured": {str(tried): round(rate, 1) for tried, rate in measured.items()},
-        "context": settings.context,
-        "slots": settings.slots,
+        "context": sizing.context,
+        "slots": sizing.slots,
         "load_seconds": round(time.monotonic() - began, 3),
     }
 
@@ -101,7 +121,10 @@ def _tokens_per_second(model: Llama) -> float:
         stamps.append(time.monotonic())
         return True
 
-    model.run(request, 0, reuse=False, emit=emit)
+    try:
+        model.run(request, 0, reuse=False, emit=emit)
+    except RefusedError:
+        return 0.0  # a model that only embeds
     return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
 
 

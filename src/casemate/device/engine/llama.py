@@ -92,17 +92,16 @@ MUST_STAY_EMPTY: Final = (
 
 @dataclasses.dataclass(frozen=True)
 class Sizing:
-    """How large the engine is: tokens per request, parallel requests, threads, prompt tokens per step."""
+    """How large the engine is: tokens per request, parallel requests, prompt tokens per step."""
 
     context: int
     slots: int
-    threads: int
     batch: int
-    pooling: str = "mean"
-    lock: bool = False
+    pooling: str
+    lock: bool
 
 
-def parameters(path: str, directory: str, sizing: Sizing) -> Any:
+def parameters(path: str, directory: str, sizing: Sizing, threads: int) -> Any:
     """Return the library's parameters for the weights at *path*; its listener hides in *directory*."""
     params = _native.CommonParams()
     for row in PARAMETERS:
@@ -118,7 +117,7 @@ def parameters(path: str, directory: str, sizing: Sizing) -> Any:
     params.n_parallel = sizing.slots
     params.n_predict = sizing.context
     params.n_batch = params.n_ubatch = sizing.batch
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = sizing.threads
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.embedding = True
     params.pooling_type = _POOLING[sizing.pooling]
     return params
@@ -135,7 +134,7 @@ _POOLING: Final[Mapping[str, Any]] = {
 class Llama:
     """A loaded model."""
 
-    def __init__(self, path: str, directory: str, sizing: Sizing) -> None:
+    def __init__(self, path: str, directory: str, sizing: Sizing, *, threads: int) -> None:
         """Load the weights at *path*.
 
         Raises:
@@ -143,7 +142,7 @@ class Llama:
 
         """
         try:
-            self._server = _native.Server(parameters(path, directory, sizing))
+            self._server = _native.Server(parameters(path, directory, sizing, threads))
         except Exception as error:
             raise UntrustedDataError(
                 "llama.cpp refused the model", check="engine-load", hint="add the model again from a file that loads"

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -17,11 +17,13 @@ from casemate.device.engine.serving import Model, Serving
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import ipc
 
+DEFAULT_CONTEXT: Final = 8192
+
 
 class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `Start.settings` that says how requests are served."""
 
-    context: int = 2048  # tokens per request
+    context: int = 0  # tokens per request; 0: the model's own, at most DEFAULT_CONTEXT
     slots: int = 2  # requests that run at a time
     waiting: int = 8  # requests held beyond those
     stall_seconds: float = 180.0  # a running request whose model is silent this long: the engine is stuck
@@ -32,8 +34,10 @@ def gateway_link() -> Channel:
     return Channel(socket.socket(fileno=int(os.environ[GATEWAY_FD_VARIABLE])), ipc.ToEngine)
 
 
-def serving(child: process.Child, gateway: Channel, model: Model, settings: ServingSettings) -> Serving:
-    """Return what runs the requests; a stuck model or a closed link ends the process."""
+def serving(
+    child: process.Child, gateway: Channel, model: Model, settings: ServingSettings, *, context: int
+) -> Serving:
+    """Return what runs requests of up to *context* tokens; a stuck model or a closed link ends the process."""
 
     def stalled() -> None:
         child.fatal(OperationError("the model stopped answering"), transient=True)
@@ -43,7 +47,7 @@ def serving(child: process.Child, gateway: Channel, model: Model, settings: Serv
         model,
         slots=settings.slots,
         waiting=settings.waiting,
-        context=settings.context,
+        context=context,
         stall=settings.stall_seconds,
         on_stall=stalled,
         on_closed=lambda: os._exit(0),

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+Loaded = TypeVar("Loaded")
+
+TRIAL_WORTH: Final = 60.0  # tokens per second
 
 
-def candidates(cores: int) -> list[int]:
-    """Return the thread counts worth trying on *cores* usable cores, best guess first."""
-    most = max(1, cores - 1)
-    return [count for count in (most, (most + 1) // 2) if count >= 1][: 1 if most == 1 else 2]
+def candidates(most: int) -> list[int]:
+    """Return the thread counts worth trying when there are *most* cores to use, best guess first."""
+    return [most] if most == 1 else [most, (most + 1) // 2]
 
 
 def bind(cores: Sequence[int]) -> list[int]:
@@ -24,17 +28,22 @@ def bind(cores: Sequence[int]) -> list[int]:
     return chosen
 
 
-def fastest(
-    counts: Sequence[int], speed: Callable[[int], float], *, trial_worth: float
-) -> tuple[int, dict[int, float]]:
-    """Return the fastest of *counts* and the tokens per second of each that was tried.
+def calibrate(
+    counts: Sequence[int], load: Callable[[int], Loaded], speed: Callable[[Loaded], float]
+) -> tuple[int, Loaded, dict[int, float]]:
+    """Return the fastest of *counts*, the model loaded with it, and the tokens per second of each that was tried.
 
-    *speed* loads and runs; when the first trial shows fewer tokens per second than *trial_worth*, the model is too
-    large for a short trial to say anything and the first count is kept.
+    With one count there is nothing to try. When the first trial is slower than `TRIAL_WORTH`, the model is too large
+    for a short trial to say anything, and the first count is kept.
     """
+    best, model = counts[0], load(counts[0])
     if len(counts) == 1:
-        return counts[0], {}
-    measured = {counts[0]: speed(counts[0])}
-    if measured[counts[0]] >= trial_worth:
-        measured |= {count: speed(count) for count in counts[1:]}
-    return max(measured, key=lambda count: measured[count]), measured
+        return best, model, {}
+    measured = {best: speed(model)}
+    if measured[best] >= TRIAL_WORTH:
+        for count in counts[1:]:
+            other = load(count)
+            measured[count] = speed(other)
+            if measured[count] > measured[best]:
+                best, model = count, other
+    return best, model, measured

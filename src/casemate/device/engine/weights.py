@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import stat
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from casemate.device.channel import Channel, ChannelClosed
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import ipc
+from casemate.formats.gguf import CheckedHeader, check_header
 
 _F_GET_SEALS: Final = 1034
 _REQUIRED_SEALS: Final = 0x2 | 0x4 | 0x8  # shrink, grow, write
@@ -50,3 +52,27 @@ def check_sealed(fd: int, size: int) -> None:
         raise UntrustedDataError("the weights are not in a sealed memory file", check="engine-seals")
     if facts.st_size != size:
         raise UntrustedDataError("the weights are not as long as the vault says", check="engine-size")
+
+
+def read_header(fd: int, size: int) -> CheckedHeader:
+    """Check the header once more, with our own parser and inside the sandbox, and return what it says.
+
+    Raises:
+        UntrustedDataError: llama.cpp must not see this file.
+
+    """
+    return check_header(lambda offset, length: os.pread(fd, length, offset), size)
+
+
+def may_lock(size: int) -> bool:
+    """Return whether this process may keep *size* bytes out of swap."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return soft == resource.RLIM_INFINITY or soft >= size
+
+
+def locked_bytes(status: int) -> int:
+    """Return how much memory is locked, from a descriptor of /proc/self/status that was opened before the sandbox."""
+    for line in os.pread(status, 8192, 0).splitlines():
+        if line.startswith(b"VmLck:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -7,7 +7,7 @@ No layer is optional: what is missing is named in a `HostError` (exit 12) with t
 from __future__ import annotations
 
 from casemate.device.sandbox.host import missing_layers, require_layers
-from casemate.device.sandbox.limits import Confined, Limits, enter_load
+from casemate.device.sandbox.limits import Confined, Limits, enter_load, lower_memory
 from casemate.device.sandbox.plan import SandboxPlan, engine_command, spawn
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SandboxPlan",
     "engine_command",
     "enter_load",
+    "lower_memory",
     "missing_layers",
     "require_layers",
     "spawn",

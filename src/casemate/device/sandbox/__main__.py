@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if not plan.uid or not plan.gid:
         sys.exit("no identity to drop to")
     trees = expose(interpreter_trees())
+    allow_locking()
     drop(plan.uid, plan.gid)
     command = bubblewrap_command(plan, bwrap, trees)
     os.execv(command[0], command)  # noqa: S606 - a list, no shell; the sandbox is what we become
@@ -57,6 +59,14 @@ def expose(trees: Sequence[str]) -> dict[str, str]:
         os.close(fd)
         places[tree] = place
     return places
+
+
+def allow_locking() -> None:
+    """Let the engine keep the weights out of swap: only root may raise that limit, and not every root."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        pass  # the engine says in its facts whether the weights are locked
 
 
 def drop(uid: int, gid: int) -> None:

@@ -10,11 +10,13 @@ import ctypes
 import dataclasses
 import os
 import resource
+import socket
 from pathlib import Path
 from typing import Any, Final
 
 from casemate.device.sandbox import landlock, seccomp
-from casemate.errors import OperationError
+from casemate.device.sandbox.plan import INSIDE_ID
+from casemate.errors import HostError, OperationError
 
 PRIVATE_DIRECTORY: Final = "/tmp"  # noqa: S108 - the sandbox's own small tmpfs, not the host's
 _PR_SET_DUMPABLE: Final = 4
@@ -47,17 +49,27 @@ def enter_load(limits: Limits) -> Confined:
     """Take everything away that loading a model does not need.
 
     Raises:
-        HostError: the host lacks Landlock or libseccomp.
+        HostError: the host lacks Landlock or libseccomp, or this is not inside bubblewrap's namespaces.
         OperationError: a layer was refused, or another thread already runs and would escape Landlock.
 
     """
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise OperationError("a thread started before the sandbox: Landlock would not hold it")
+    _verify_namespaces()
     load_filter, run_filter = seccomp.build(seccomp.LOAD), seccomp.build(seccomp.RUN)  # while libseccomp can be read
     cap(limits)
     abi = landlock.restrict([PRIVATE_DIRECTORY])
     load_filter.load()
-    return Confined(run_filter, {"landlock_abi": abi, "seccomp_skipped": run_filter.skipped})
+    layers = ["namespaces", "rlimits", "no-new-privileges", f"landlock-{abi}", "seccomp-load", "seccomp-run"]
+    return Confined(run_filter, {"layers": layers, "landlock_abi": abi, "seccomp_skipped": run_filter.skipped})
+
+
+def _verify_namespaces() -> None:
+    """Refuse to run where bubblewrap did not put us: a mistake in how we were started must not go unseen."""
+    devices = {name for _, name in socket.if_nameindex()}
+    identities = Path("/proc/self/uid_map").read_text("ascii").split()
+    if devices - {"lo"} or identities[2:] != ["1"] or os.getuid() != INSIDE_ID:
+        raise HostError("not inside the sandbox's namespaces", hint="start engines with casemate.device.sandbox.spawn")
 
 
 def cap(limits: Limits) -> None:
@@ -72,7 +84,12 @@ def cap(limits: Limits) -> None:
             raise OperationError(f"prctl {option}: {os.strerror(ctypes.get_errno())}")
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NPROC, limits.tasks)
-    _lower(resource.RLIMIT_AS, limits.memory)
+    lower_memory(limits.memory)
+
+
+def lower_memory(ceiling: int) -> None:
+    """Lower the address space this process may use to *ceiling* bytes, for good."""
+    _lower(resource.RLIMIT_AS, ceiling)
 
 
 def _lower(which: int, ceiling: int) -> None:
