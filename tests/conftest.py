@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +19,26 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("long", parent=hypothesis.settings.get_profile("check"), max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "check"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As root the device's processes have uids of their own: their scratch must not lie below a 0700 directory."""
+    if os.geteuid() == 0 and not config.option.basetemp:
+        scratch = Path(tempfile.mkdtemp(prefix="casemate-tests-"))
+        scratch.chmod(0o755)
+        config.option.basetemp = scratch / "run"
+        config.add_cleanup(lambda: shutil.rmtree(scratch, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _scratch_others_may_enter(tmp_path_factory):
+    tmp_path_factory.getbasetemp().chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def _tmp_path_others_may_enter(request):
+    if "tmp_path" in request.fixturenames:
+        request.getfixturevalue("tmp_path").chmod(0o755)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

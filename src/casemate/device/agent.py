@@ -272,9 +272,8 @@ class Agent:
 
     async def _start_vault(self) -> None:
         with await self._journal_link("vault") as journal:
-            await self._start(
-                "vault", {"home_id": self.plan.home.id}, {**self.plan.unlock, "journal": journal.fileno()}
-            )
+            settings = {name: self.plan.settings[f"engine.{name}"] for name in ("context", "slots")}
+            await self._start("vault", settings, {**self.plan.unlock, "journal": journal.fileno()})
 
     async def _start_gateway(self) -> None:
         settings = {
@@ -369,8 +368,9 @@ class Agent:
 
     def _record_ready(self, engine: Engine, child: ChildProcess) -> None:
         name, now = engine.model.name, self.clock.wall()
+        layers = ("namespaces", f"landlock-{child.facts.get('landlock_abi', 0)}", "seccomp")
         self.record(
-            event.sandbox_started(model=name, pid=child.pid, layers=child.facts.get("layers", []), now=now),
+            event.sandbox_started(model=name, pid=child.pid, layers=layers, now=now),
             event.engine_ready(model=name, digest=engine.digest, seconds=engine.seconds, now=now),
         )
 

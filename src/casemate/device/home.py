@@ -18,6 +18,7 @@ import fcntl
 import os
 import pwd
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -142,6 +143,8 @@ class Home:
                 f"cannot make a home at {self.path}: {error.strerror}",
                 hint="set CASEMATE_HOME to a directory you can write",
             ) from error
+        if os.geteuid() == 0:
+            self._require_passage()
         if not self.exists:
             identity = Identity(schema=SCHEMA, id=secrets.token_hex(8))
             write_atomic(self.path / "home.json", msgspec.json.encode(identity) + b"\n", mode=0o644)
@@ -179,6 +182,15 @@ class Home:
                 )
             self._identity = identity
         return self._identity
+
+    def _require_passage(self) -> None:
+        """As root the processes have uids of their own: each must be able to walk to its part of the tree."""
+        for directory in (self.path, *self.path.parents):
+            if not directory.stat().st_mode & stat.S_IXOTH:
+                raise OperationError(
+                    f"the device's own users cannot enter {directory}",
+                    hint=f"chmod o+x {directory}, or set CASEMATE_HOME to a place like /var/lib/casemate",
+                )
 
     def give(self, path: Path, role: str) -> None:
         """Hand *path* to the process *role* (a no-op unless root)."""
