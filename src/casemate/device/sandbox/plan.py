@@ -130,11 +130,11 @@ def bubblewrap_command(plan: SandboxPlan, bwrap: str, trees: Mapping[str, str]) 
     command = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--uid", inside, "--gid", inside]
     command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "engine", "--chdir", "/"]
     command += ["--ro-bind", "/usr", "/usr", *_usr_links(), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    for tree, reachable in trees.items():
+    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_PRIVATE_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108 - private
+    for tree, reachable in trees.items():  # after /tmp: a checkout may lie below it
         command += ["--ro-bind", reachable, tree]
     for target, link in interpreter_links(trees):
         command += ["--symlink", target, link]
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(_PRIVATE_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108 - private
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
     command += ["--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "GGML_NO_BACKTRACE", "1"]
     for name, value in plan.environment.items():
