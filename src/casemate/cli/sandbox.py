@@ -41,8 +41,24 @@ def test(*, without: tuple[str, ...], as_json: bool) -> int:
 
     owner = owner_of("engine")
     report = run_suite(owner.uid if owner else None, owner.gid if owner else None, without=without)
+    if not without:
+        _journal(report)
     emit(report.as_json(), as_json=as_json, text=lambda: render(report))
     return 0 if report.passed else _FINDINGS
+
+
+def _journal(report: Report) -> None:
+    """Record the result, when this machine has a home to record it in."""
+    from casemate import config
+    from casemate.clock import SystemClock
+    from casemate.device.home import Home
+    from casemate.device.record import record
+    from casemate.formats import event
+
+    home = Home(config.home_path())
+    if home.exists:
+        probes, escaped = len(report.probes), report.escaped
+        record(home.open(), event.sandbox_tested(probes=probes, escaped=escaped, now=SystemClock().wall()))
 
 
 def render(report: Report) -> str:
