@@ -5,13 +5,16 @@ Rules, in the order they are checked:
  (2) the checkpoint is signed by this log and is not older than the tail says was published;
  (3) the tail reaches the checkpoint: what was shown to anyone is still here;
  (4) the replayed tree has the checkpoint's root;
- (5) every full tile and bundle older than the tail exists with its size, upper tiles and the newest bundles fit.
-A torn end after that is dropped: it was never acknowledged. Older bundles in full are `casemate journal verify`'s work.
+ (5) files that the tail still knows are as the tail says, or as a power cut leaves them (missing, short, zeros);
+ (6) every full tile and bundle older than the tail exists with its size, upper tiles and the newest bundles fit.
+After that a torn end is dropped, for it was never acknowledged, and what a power cut took is written again. Older
+bundles in full are `casemate journal verify`'s work.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from casemate.device.journal import tail
@@ -27,13 +30,17 @@ ARCHIVE_HINT: Final = "keep it as evidence and start anew with `casemate journal
 
 @dataclasses.dataclass
 class Recovered:
-    """A log ready to continue: the tree, the entries since its last full bundle, and what must be written again."""
+    """A log ready to continue: the tree and the entries since its last full bundle.
+
+    *known* are full tiles and bundles that the tail still holds; *lost* names those a power cut took.
+    """
 
     state: tlog.TreeState
     rest: list[bytes]
     content: tail.TailContent
     checkpoint: tlog.Checkpoint | None
-    rewrite: dict[str, bytes]
+    known: dict[str, bytes]
+    lost: list[str]
 
 
 def recover(files: LogFiles, identity: LogIdentity) -> Recovered:
@@ -54,8 +61,11 @@ def recover(files: LogFiles, identity: LogIdentity) -> Recovered:
         raise _altered(
             f"the checkpoint covers {checkpoint.size} entries, only {content.size} are in the log", "entries-missing"
         )
-    recovered = _replay(content, checkpoint)  # (4)
-    _check_older(files, content)  # (5)
+    recovered, partial = _replay(content, checkpoint)  # (4)
+    recovered.lost = [name for name, data in recovered.known.items() if _lost(files, name, data)]  # (5)
+    for name, data in partial.items():
+        _lost(files, name, data)
+    _check_older(files, content)  # (6)
     return recovered
 
 
@@ -75,19 +85,47 @@ def _checkpoint(files: LogFiles, identity: LogIdentity, content: tail.TailConten
     return checkpoint
 
 
-def _replay(content: tail.TailContent, checkpoint: tlog.Checkpoint | None) -> Recovered:
-    state, rest, rewrite = content.state(), [], {}
-    for entry in [b"", *content.entries]:
-        if entry:
+def _replay(content: tail.TailContent, checkpoint: tlog.Checkpoint | None) -> tuple[Recovered, dict[str, bytes]]:
+    """Return the log's state after the tail, and the partial tiles that belong to the checkpoint."""
+    state = content.state()
+    rest: list[bytes] = []
+    known: dict[str, bytes] = {}
+    partial: dict[str, bytes] = {}
+    for entry in [None, *content.entries]:
+        if entry is not None:
             rest.append(entry)
             for tile in state.add(tlog.leaf_hash(entry)):
-                rewrite[tlog.tile_path(tile.level, tile.index)] = tlog.pack_tile(tile.hashes)
+                known[tlog.tile_path(tile.level, tile.index)] = tlog.pack_tile(tile.hashes)
                 if tile.level == 0:
-                    rewrite[tlog.entries_path(tile.index)] = tlog.pack_bundle(rest)
+                    known[tlog.entries_path(tile.index)] = tlog.pack_bundle(rest)
                     rest = []
-        if checkpoint and state.size == checkpoint.size and state.root() != checkpoint.root:
-            raise _altered(f"the tree of {state.size} entries has another root than the checkpoint", "root")
-    return Recovered(state, rest, content, checkpoint, rewrite)
+        if checkpoint and state.size == checkpoint.size:
+            if state.root() != checkpoint.root:
+                raise _altered(f"the {state.size} entries have another root than the checkpoint", "root")
+            partial = dict(partial_files(state, rest))
+    return Recovered(state, rest, content, checkpoint, known, []), partial
+
+
+def partial_files(state: tlog.TreeState, rest: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of every partial tile of *state* and of the bundle of *rest*, its newest entries."""
+    for level, index, width in tlog.partial_tiles(state.size):
+        yield tlog.tile_path(level, index, width), tlog.pack_tile(state.levels[level])
+        if level == 0:
+            yield tlog.entries_path(index, width), tlog.pack_bundle(rest)
+
+
+def _lost(files: LogFiles, name: str, expected: bytes) -> bool:
+    """Return whether a power cut took *name*; refuse it when it says something else."""
+    try:
+        found = files.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    if found == expected:
+        return False
+    padded = found.ljust(len(expected), b"\0")
+    if len(padded) > len(expected) or any(ours and ours != true for ours, true in zip(padded, expected, strict=True)):
+        raise _altered(f"{name} is not what was written", "tile")
+    return True
 
 
 def _check_older(files: LogFiles, content: tail.TailContent) -> None:

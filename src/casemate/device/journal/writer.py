@@ -62,18 +62,12 @@ class JournalWriter:
         recovered = recovery.recover(self.files, self.identity)
         self._state = recovered.state
         self._rest = recovered.rest
-        self._unwritten = {name: data for name, data in recovered.rewrite.items() if not self._is_written(name, data)}
-        self._unsynced = list(recovered.rewrite)
+        self._unwritten = {name: recovered.known[name] for name in recovered.lost}
+        self._unsynced = list(recovered.known)
         self.checkpoint = recovered.checkpoint
         self._tail = Tail(self.files, self._tail_key, recovered.content)
         self._stack.callback(self._close_tail)
         self._begin_epoch(recovered, owner_public)
-
-    def _is_written(self, name: str, data: bytes) -> bool:
-        try:
-            return self.files.read(name) == data
-        except FileNotFoundError:
-            return False
 
     def _begin_epoch(self, recovered: recovery.Recovered, owner_public: bytes) -> None:
         """Start a fresh key and record what was found."""
@@ -198,11 +192,8 @@ class JournalWriter:
             self.files.remove_folder(f"{name}.p")
 
     def _write_partial_tiles(self) -> None:
-        for level, index, width in tlog.partial_tiles(self.size):
-            hashes = self._state.levels[level]
-            self.files.write(tlog.tile_path(level, index, width), tlog.pack_tile(hashes))
-            if level == 0:
-                self.files.write(tlog.entries_path(index, width), tlog.pack_bundle(self._rest))
+        for name, data in recovery.partial_files(self._state, self._rest):
+            self.files.write(name, data)
 
     def _new_tail(self) -> None:
         """Let go of the old tail: first everything it was needed for is made durable."""
