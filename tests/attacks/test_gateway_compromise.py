@@ -1,0 +1,99 @@
+"""The gateway was taken over through its HTTP parser. What can a program with its uid read of the other processes?
+
+The spy runs under the uid of each process in turn. The control reads the same places as their owner and succeeds, so a
+refusal is a refusal and not a path that does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.device import running
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compromise")
+    root.chmod(0o755)
+    with running(root / "home") as device:
+        yield device
+
+
+def uid_of(pid: int) -> int:
+    return next(int(line.split()[1]) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "Uid:" in line)
+
+
+def can_read(path: str | Path, uid: int) -> bool:
+    """Whether a fresh process of *uid* gets a byte out of *path*."""
+    identity = {"user": uid, "group": uid, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run(["head", "-c", "1", str(path)], capture_output=True, timeout=30, check=False, **identity)
+    return done.returncode == 0 and bool(done.stdout)
+
+
+def can_list(path: str | Path, uid: int) -> bool:
+    identity = {"user": uid, "group": uid, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run(["ls", "-A", str(path)], capture_output=True, timeout=30, check=False, **identity)
+    return done.returncode == 0 and bool(done.stdout)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+@pytest.mark.parametrize("role", ["vault", "engine", "journal", "gateway"])
+def test_no_process_gives_memory_or_descriptors_to_the_gateways_uid(device, role):
+    spy = uid_of(device.pid_of("gateway"))
+    pid = device.pid_of(role)
+    for name in ("mem", "maps", "environ"):
+        assert not can_read(f"/proc/{pid}/{name}", spy)
+    assert not can_list(f"/proc/{pid}/fd", spy)
+
+
+def test_control_a_plain_process_of_that_uid_gives_both(device):
+    spy = uid_of(device.pid_of("gateway"))
+    identity = {"user": spy, "group": spy, "extra_groups": []} if os.geteuid() == 0 else {}
+    plain = subprocess.Popen(["sleep", "60"], **identity)
+    try:
+        assert can_read(f"/proc/{plain.pid}/maps", spy)
+        assert can_list(f"/proc/{plain.pid}/fd", spy)
+    finally:
+        plain.kill()
+        plain.wait()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["models", "keystore", "journal"])
+def test_as_root_the_gateway_reads_no_container_no_keystore_and_no_log_key(device, part):
+    spy = uid_of(device.pid_of("gateway"))
+    found = files(device.home / part)
+    assert found
+    assert not [path for path in found if can_read(path, spy)]
+    assert not can_list(device.home / part, spy)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("part", "role"), [("models", "vault"), ("keystore", "vault"), ("journal", "journal")])
+def test_control_their_owner_reads_them(device, part, role):
+    owner = uid_of(device.pid_of(role))
+    assert [path for path in files(device.home / part) if can_read(path, owner)]
+
+
+@pytest.mark.root
+def test_as_root_the_gateway_cannot_signal_another_process(device):
+    spy = uid_of(device.pid_of("gateway"))
+    for role in ("vault", "journal", "engine"):
+        done = subprocess.run(
+            ["kill", "-0", str(device.pid_of(role))],
+            user=spy,
+            group=spy,
+            extra_groups=[],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode != 0
+    assert device.refresh()["ready"]
