@@ -62,11 +62,12 @@ class Device:
         return [row for row in rows if not kinds or any(kind in json.dumps(row) for kind in kinds)]
 
     def pid_of(self, role: str) -> int:
-        """Return the pid of a child, or of the process that really is the engine (not its wrapper)."""
+        """Return the pid of a child, or of the process that really is the engine (not its wrapper); 0 while down."""
         status = self.refresh()
         if role == "engine":
-            return deepest_child(status["models"][0]["pid"])
-        return next(p["pid"] for p in status["processes"] if p["role"] == role)
+            wrapper = status["models"][0]["pid"] if status["models"] else None
+            return deepest_child(wrapper) if wrapper else 0
+        return next((p["pid"] for p in status["processes"] if p["role"] == role), 0)
 
     def stop(self, number: int = signal.SIGTERM, within: float = 25.0) -> int:
         if self.process.poll() is None:
@@ -138,7 +139,10 @@ def running(
 def deepest_child(pid: int) -> int:
     """Follow the only-child chain down from *pid*: bubblewrap wraps the engine two deep."""
     while True:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return 0  # it died while we looked
         if not children:
             return pid
         pid = int(children[-1])
