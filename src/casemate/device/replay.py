@@ -64,6 +64,7 @@ def main() -> NoReturn:
         jobs = loop.serving(child, gateway, Recording(settings.chunks, settings.pause), settings, context=context)
         confined.enter_run()
         jobs.start()
+        jobs.start_clock()
     except CasemateError as error:
         child.fatal(error)
     except Exception as error:  # noqa: BLE001 - the agent hears of everything

@@ -64,6 +64,7 @@ def main() -> NoReturn:
         serving = loop.serving(child, gateway, model, settings, context=sizing.context)
         confined.enter_run()
         serving.start()
+        serving.start_clock()
     except CasemateError as error:
         child.fatal(error)
     except Exception as error:  # noqa: BLE001 - the agent hears of everything; the text may hold model data

@@ -17,6 +17,8 @@ from casemate.formats import ipc
 MAX_MESSAGES: Final = 4096
 MAX_STOPS: Final = 16
 MAX_INPUTS: Final = 256
+MAX_BYTES_PER_TOKEN: Final = 64
+"""No real text has so few tokens: a prompt with more bytes than this per token of context is refused unread."""
 _MAX_SCHEMA_DEPTH: Final = 16
 _MAX_SCHEMA_NODES: Final = 2000
 _MAX_SCHEMA_REPEAT: Final = 1024
@@ -117,7 +119,7 @@ def parse(message: ipc.Generate, *, context: int) -> Request:
     """Check *message* and return the body for the engine; max_tokens is never above *context*.
 
     Raises:
-        RefusedError: an unknown kind or field, a value out of range, a schema too large.
+        RefusedError: an unknown kind or field, a value out of range, a schema or prompt too large.
 
     """
     shape = _KINDS.get(message.kind)
@@ -128,6 +130,8 @@ def parse(message: ipc.Generate, *, context: int) -> Request:
     except msgspec.ValidationError as error:
         raise RefusedError("bad_request", _scrub(error)) from None
     _check_schemas(params)
+    if _text_size(params) > context * MAX_BYTES_PER_TOKEN:
+        raise RefusedError("too_long", f"the prompt is many times longer than the {context} tokens the model takes")
     body: dict[str, Any] = msgspec.to_builtins(params)
     tenant = body.pop("tenant")
     body = {name: value for name, value in body.items() if value is not None}
@@ -138,10 +142,18 @@ def parse(message: ipc.Generate, *, context: int) -> Request:
 
 
 def _scrub(error: msgspec.ValidationError) -> str:
-    """Keep msgspec's reason and path; both are made of field names and types, a bad enum value is cut off."""
-    return (
-        str(error).split(" - at ")[-1].join(("invalid value at ", "")) if " - at " in str(error) else "invalid fields"
-    )
+    """Return where the fault is, as a path of field names: msgspec's own words may repeat a value."""
+    _, found, path = str(error).rpartition(" - at `$.")
+    return f"invalid value of {path.rstrip('`')}" if found else "unknown or missing field"
+
+
+def _text_size(params: Any) -> int:
+    """Return the most characters that the model has to read at once."""
+    if isinstance(params, ChatParams):
+        return sum(len(message.content) for message in params.messages)
+    if isinstance(params, CompletionParams):
+        return len(params.prompt)
+    return max(len(text) for text in params.input)
 
 
 def _check_schemas(params: Any) -> None:

@@ -18,6 +18,8 @@ from casemate.device.channel import Channel, ChannelClosed
 from casemate.device.engine.requests import RefusedError, Request, parse
 from casemate.formats import ipc
 
+_Reply = ipc.Chunk | ipc.Done | ipc.Failed
+
 TICK: Final = 0.05
 MAX_DEADLINE: Final = 3600.0
 
@@ -113,9 +115,12 @@ class Serving:
         }
 
     def start(self) -> None:
-        """Start the threads (before the run filter or after: only thread clones are needed)."""
+        """Start a thread for each slot (before the run filter or after: only thread clones are needed)."""
         for slot in self._inboxes:
             threading.Thread(target=self._work, args=(slot,), daemon=True, name=f"slot-{slot}").start()
+
+    def start_clock(self) -> None:
+        """Start the thread that calls `tick`."""
         threading.Thread(target=self._watch, daemon=True, name="clock").start()
 
     # -- called by the main loop
@@ -176,7 +181,7 @@ class Serving:
                 self._dispatch()
             self._end(job, ending)
 
-    def _run(self, job: Job, slot: int, *, reuse: bool) -> ipc.Message:
+    def _run(self, job: Job, slot: int, *, reuse: bool) -> _Reply:
         def emit(text: str) -> bool:
             job.touched = time.monotonic()
             if not job.stopping and text:
@@ -223,18 +228,20 @@ class Serving:
             if not job.ended:
                 self._send_locked(ipc.Chunk(job.id, text))
 
-    def _end(self, job: Job, message: ipc.Message) -> None:
+    def _end(self, job: Job, message: _Reply) -> None:
         with self._wire:
             if not job.ended:
                 job.ended = True
                 self._send_locked(message)
 
-    def _send(self, message: ipc.Message) -> None:
+    def _send(self, message: _Reply) -> None:
         with self._wire:
             self._send_locked(message)
 
-    def _send_locked(self, message: ipc.Message) -> None:
+    def _send_locked(self, message: _Reply) -> None:
         try:
             self._link.send(message)
+        except ValueError:  # over the frame limit: only vectors can be
+            self._send_locked(ipc.Failed(message.id, "too_long", "the answer is too large"))
         except (ChannelClosed, OSError):
             self._on_closed()

@@ -31,7 +31,8 @@ def receive(supply: int, timeout: float) -> tuple[ipc.Weights, int]:
         message, fds = channel.recv(timeout)
     except (ChannelClosed, TimeoutError) as error:
         raise OperationError("no model came from the vault", hint="`casemate journal show` says why") from error
-    channel.close()
+    finally:
+        channel.close()
     check_sealed(fds[0], message.bytes)
     return message, fds[0]
 
