@@ -265,10 +265,10 @@ class _Array(msgspec.Struct, frozen=True):
 
 def _read_array(window: _Window, key: str) -> tuple[_Array, int]:
     kind, length = window.u32(), window.u64()
-    if length > ARRAY_LIMIT:
-        _refuse("gguf-array", f"{key} claims {length} elements")
     if kind == _ARRAY:
         _refuse("gguf-nested-array", f"{key} is an array of arrays")
+    if length > ARRAY_LIMIT:
+        _refuse("gguf-array", f"{key} claims {length} elements")
     if kind == _STRING:
         if key.startswith("tokenizer.chat_template"):
             _refuse("chat-template", f"{key} is a list, and only single templates are reviewed")
