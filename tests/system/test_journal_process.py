@@ -119,6 +119,23 @@ def test_a_client_cannot_speak_for_another_and_trying_is_recorded(home):
     assert not [text for text in texts if "loaded" in text]
 
 
+def test_a_flood_of_strangers_events_has_a_bound(home):
+    journal = Journal(home)
+    accepted = 0
+    with pytest.raises(OperationError, match="too much at once"):
+        accepted = flood_events(journal.clients["gateway"])
+    assert accepted == 0  # it ended by being refused
+    assert journal.clients["vault"].append(one(1)) > 8000  # others go on
+    journal.stop()
+    assert "1 event(s) of gateway refused by event-rate" in [item.message for item in events(home)]
+
+
+def flood_events(client):
+    for _ in range(1000):
+        client.append(*[refused()] * 1000)
+    return 1_000_000
+
+
 def test_a_restarted_client_is_attached_again(home):
     journal = Journal(home, roles=("agent",))
     mine, its = pair()

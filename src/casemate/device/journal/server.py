@@ -2,7 +2,7 @@
 
 A client is known by the descriptor it was given, so its role is a fact: what it may report is the table in
 `formats.event`. Nobody can hold the others up: sockets never block, a client that does not read its answers is
-paused, and each commit takes turns between clients.
+paused, each commit takes turns between clients, and what strangers can cause (the gateway's events) has a rate.
 
 A commit is one durable write for up to 64 events. The checkpoint follows before the answers when something severe
 happened or a quarter of a second has passed since the last one, else within that time: the tail has it all meanwhile.
@@ -27,6 +27,8 @@ BATCH: Final = 64
 MAX_EVENTS: Final = 1024
 PUBLISH_EVERY: Final = 0.25
 PUBLISH_RETRY: Final = 2.0
+RATES: Final = {"gateway": (1000.0, 8192.0)}
+"""Events per second in the long run and at once, by role; who is not named has no limit."""
 CLIENT_ROLES: Final = frozenset({"agent", "vault", "gateway"})
 CLIENT_PREFIX: Final = "client:"
 _FRAME_LIMIT: Final = 1024 * 1024
@@ -86,6 +88,26 @@ class ClientLink:
             self._out.clear()
 
 
+class Allowance:
+    """A token bucket: *rate* events per second in the long run, *burst* at once."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        """Start full at *now* (monotonic seconds)."""
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._then = now
+
+    def take(self, count: int, now: float) -> bool:
+        """Return whether *count* events may pass now."""
+        self._left = min(self._burst, self._left + (now - self._then) * self._rate)
+        self._then = now
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+
 class JournalServer:
     """Serves clients until the agent closes the control link."""
 
@@ -99,6 +121,7 @@ class JournalServer:
         self._links: collections.deque[ClientLink] = collections.deque()
         self._next_publish = 0.0
         self._refusals: collections.Counter[str] = collections.Counter()
+        self._allowances = {role: Allowance(*limits, clock.monotonic()) for role, limits in RATES.items()}
 
     def attach(self, role: str, fd: int) -> None:
         """Serve a client of *role* over the socket *fd*.
@@ -217,6 +240,9 @@ class JournalServer:
         now = self._clock.wall()
         if not 1 <= len(request.events) <= MAX_EVENTS:
             raise UntrustedDataError("a request holds 1 to 1024 events", check="event")
+        allowance = self._allowances.get(link.role)
+        if allowance and not allowance.take(len(request.events), self._clock.monotonic()):
+            raise UntrustedDataError(f"{link.role} reports too much at once", check="event-rate")
         checked = [event_schema.check(item, role=link.role) for item in request.events]
         stamped += [
             event_schema.stamp(item, role=link.role, device=self._writer.origin, now=now) for item in request.events
