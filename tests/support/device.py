@@ -69,6 +69,15 @@ class Device:
             return deepest_child(wrapper) if wrapper else 0
         return next((p["pid"] for p in status["processes"] if p["role"] == role), 0)
 
+    def kill(self, role: str, number: int = signal.SIGKILL) -> int:
+        """Signal the process of *role* once it is up; return its pid. (A pid of 0 would be this process group.)"""
+        deadline = time.monotonic() + READY_WITHIN
+        while not (pid := self.pid_of(role)):
+            assert time.monotonic() < deadline, f"{role} is not there"
+            time.sleep(0.05)
+        os.kill(pid, number)
+        return pid
+
     def stop(self, number: int = signal.SIGTERM, within: float = 25.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
