@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
+from casemate import config
 from casemate.cli.main import root
+from casemate.formats.policy import parse_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIP = {".venv", "node_modules", ".pytest_cache", "dist", "build"}
@@ -118,6 +120,15 @@ def test_every_command_an_error_or_hint_names_exists():
     assert not wrong
 
 
+def test_every_page_the_source_refers_to_exists():
+    missing = {}
+    for source in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tools").rglob("*.py"), ROOT / "Makefile", ROOT / "setup"]:
+        for name in re.findall(r"\bdocs/[\w/.-]+\.(?:md|toml|svg)", source.read_text(encoding="utf-8")):
+            if not (ROOT / name).exists():
+                missing[f"{source.relative_to(ROOT)}: {name}"] = name
+    assert not missing
+
+
 def test_the_check_can_fail():
     assert why_not("casemate nonsense")
     assert why_not("casemate status --nonsense")
@@ -130,6 +141,26 @@ def test_python_in_pages_compiles(page):
     for language, body in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             compile(body, str(page), "exec")
+
+
+def examples(page: str) -> list[str]:
+    """Return the TOML that a page tells people to write."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [body for language, body in FENCE.findall(text) if language == "toml"]
+
+
+@pytest.mark.parametrize("page", ["docs/reference/policy.md", "docs/tutorial/first-model.md"])
+def test_the_policies_in_pages_are_valid(page):
+    for body in examples(page):
+        parse_policy(body.encode(), source=page)
+    assert examples(page)
+
+
+def test_the_settings_in_pages_are_valid(tmp_path):
+    file = tmp_path / "casemate.toml"
+    file.write_text("\n".join(examples("docs/reference/configuration.md")))
+    settings = config.load(environ={"CASEMATE_CONFIG": str(file)})
+    assert str(file) in settings.origin.values()
 
 
 @pytest.mark.parametrize("tool", GENERATORS, ids=[tool.stem for tool in GENERATORS])
