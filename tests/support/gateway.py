@@ -21,7 +21,8 @@ import openai
 from casemate.device.apps import AppStore
 from casemate.device.channel import Channel, ChannelClosed, pair
 from casemate.device.home import Home
-from casemate.formats import ipc
+from casemate.errors import UntrustedDataError
+from casemate.formats import event_schema, ipc
 
 Say = Callable[..., None]
 Script = Callable[["Job"], None]
@@ -78,7 +79,8 @@ class FakeEngine:
         self._channel = Channel(self._end, ipc.ToEngine)
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def up(self) -> ipc.EngineUp:
         return ipc.EngineUp(
@@ -93,6 +95,12 @@ class FakeEngine:
         """Close the link as a killed process would."""
         with contextlib.suppress(OSError):
             self._end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.die()
+        self._reader.join(5)
+        self._end.close()
+        self.gateway_end.close()
 
     def _read(self) -> None:
         with contextlib.suppress(ChannelClosed, OSError):
@@ -109,26 +117,40 @@ class FakeEngine:
 
 
 class FakeJournal:
-    """Acknowledges and remembers every event."""
+    """Acknowledges and remembers every event; one the real journal would refuse is a fault."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self.gateway_end, end = pair()
-        self._channel = Channel(end, ipc.ToJournal)
-        threading.Thread(target=self._read, daemon=True).start()
+        self.faults: list[str] = []
+        self.gateway_end, self._end = pair()
+        self._channel = Channel(self._end, ipc.ToJournal)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+        self._reader.join(5)
+        self._end.close()
+        self.gateway_end.close()
 
     def _read(self) -> None:
         with contextlib.suppress(ChannelClosed, OSError):
             while True:
                 message, _ = self._channel.recv()
                 self.events += message.events
+                for item in message.events:
+                    try:
+                        event_schema.check(item, role="gateway")
+                    except UntrustedDataError as error:
+                        self.faults.append(str(error))
                 self._channel.send(ipc.Appended(id=message.id, index=len(self.events)))
 
     def codes(self) -> list[str]:
-        return [event["metadata"]["event_code"] for event in self.events]
+        return [item["metadata"]["event_code"] for item in self.events]
 
     def of(self, code: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["metadata"]["event_code"] == code]
+        return [item for item in self.events if item["metadata"]["event_code"] == code]
 
 
 @dataclass
@@ -147,6 +169,7 @@ class RunningGateway:
     log: Path
     messages: list[Any] = field(default_factory=list)
     ready: bool = False
+    clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def engine(self) -> FakeEngine:
@@ -161,7 +184,8 @@ class RunningGateway:
         return int(self.url.rpartition(":")[2])
 
     def client(self, key: str | None = None, **more: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=30, **more)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=30, **more)
+        return self.clients.enter_context(made)
 
     def post(self, path: str, body: Any, *, key: str | None = None, **more: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key or self.key}", **more.pop("headers", {})}
@@ -208,16 +232,19 @@ def running_gateway(
     argv: Sequence[str] = ("-m", "casemate.device.gateway"),
 ) -> Iterator[RunningGateway]:
     """Start a gateway with *apps* (name -> policy TOML, None for the defaults) and *engines* that are up."""
+    directory.chmod(0o755)  # as root, the gateway's own user must be able to enter
     home = Home(directory / "home").create()
     store = AppStore(home)
     chosen = {"default": None} if apps is None else apps
     keys = {name: store.add(name, policy and (policy.encode(), f"{name}.toml")) for name, policy in chosen.items()}
-    engines = [FakeEngine()] if engines is None else list(engines)
-    journal, listen, metrics = FakeJournal(), _listen(address), _listen()
-    ours, theirs = pair()
     log = directory / "gateway.log"
-    fds = {"listen": listen.fileno(), "metrics": metrics.fileno(), "journal": journal.gateway_end.fileno()}
     with contextlib.ExitStack() as stack:
+        engines = [FakeEngine()] if engines is None else list(engines)
+        journal = stack.enter_context(contextlib.closing(FakeJournal()))
+        listen, metrics = stack.enter_context(_listen(address)), stack.enter_context(_listen())
+        ours, theirs = pair()
+        stack.enter_context(ours)
+        fds = {"listen": listen.fileno(), "metrics": metrics.fileno(), "journal": journal.gateway_end.fileno()}
         if tls:
             files = [stack.enter_context(path.open("rb")) for path in tls]
             fds |= {"tls.certificate": files[0].fileno(), "tls.key": files[1].fileno()}
@@ -251,6 +278,9 @@ def running_gateway(
             journal,
             log,
         )
+        stack.callback(lambda: [engine.close() for engine in {*engines, *gateway.engines}])
+        stack.enter_context(gateway.clients)
+        listener = threading.Thread(target=_listen_to, args=(gateway,), daemon=True)
         try:
             hello, _ = control.recv(60)
             assert isinstance(hello, ipc.Hello)
@@ -265,7 +295,7 @@ def running_gateway(
                 for engine in engines:
                     gateway.add_engine(engine)
                 gateway.wait_for(lambda: not engines or _probe(gateway))
-                threading.Thread(target=_listen_to, args=(gateway,), daemon=True).start()
+                listener.start()
             yield gateway
         finally:
             with contextlib.suppress(OSError):
@@ -275,6 +305,9 @@ def running_gateway(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if listener.is_alive():
+                listener.join(5)
+        assert not journal.faults, journal.faults
 
 
 def _probe(gateway: RunningGateway) -> bool:
@@ -287,6 +320,12 @@ def _listen_to(gateway: RunningGateway) -> None:
     with contextlib.suppress(ChannelClosed, OSError, ValueError):
         while True:
             gateway.messages.append(gateway.control.recv()[0])
+
+
+def weakened(*statements: str) -> tuple[str, ...]:
+    """Return the arguments that start a gateway with a defence taken out: the positive control of an attack test."""
+    boot = ("from casemate.device.gateway.serve import run", "from casemate.device.process import boot")
+    return ("-c", "\n".join((*statements, *boot, "run(boot('gateway'))")))
 
 
 def temporary_gateway(**options: Any) -> contextlib.AbstractContextManager[RunningGateway]:
