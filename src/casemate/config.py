@@ -88,7 +88,7 @@ SETTINGS: Final = (
     Setting("tls.key", _text, "", "PEM file of its private key"),
     Setting("engine.slots", _whole(1, 16), 2, "requests an engine works on at the same time"),
     Setting("engine.queue", _whole(0, 256), 8, "requests that may wait for a slot before 429"),
-    Setting("engine.context", _whole(0, 1 << 20), 0, "tokens of context per slot; 0: the model's own, at most 8192"),
+    Setting("engine.context", _whole(0, 1 << 20), 0, "tokens of context per slot; 0: 2048"),
     Setting("engine.threads", _whole(0, 64), 0, "engine threads; 0: calibrate, never more than cores-1"),
     Setting("engine.deadline", _whole(1, 3600), 120, "seconds one request may take"),
     Setting("engine.load_deadline", _whole(1, 3600), 300, "seconds a model may take to load"),

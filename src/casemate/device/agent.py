@@ -328,11 +328,15 @@ class Agent:
             self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
 
     async def _start_engine(self, engine: Engine) -> None:
-        """Run one engine up to `EngineUp`: it loads what the vault sends it, then the gateway gets its link."""
+        """Run one engine up to `EngineUp`: it loads what the vault sends it, then the gateway gets its link.
+
+        The vault decrypts while the process starts: the weights wait in their link.
+        """
         began = self.clock.monotonic()
         gateway_end, engine_end = link_pair()
         vault_end, supply_end = link_pair()
         with gateway_end, vault_end:
+            loading = asyncio.ensure_future(self._load(engine, vault_end))
             try:
                 child = await start_child(
                     "engine",
@@ -346,10 +350,10 @@ class Agent:
             finally:
                 engine_end.close()
                 supply_end.close()
+                await asyncio.wait([loading])  # also when the process did not start: the vault's turn must end
             engine.child = child
             try:
-                if not engine.model.replay:
-                    await self._load(engine, vault_end)
+                loading.result()
                 vault_end.close()
                 await wait_ready(child, self.plan.settings["engine.load_deadline"])
             except ChildDied:
@@ -374,6 +378,10 @@ class Agent:
             event.engine_ready(model=name, digest=engine.digest, seconds=engine.seconds, now=now),
         )
 
+    def _vault_settings(self) -> dict[str, Any]:
+        wanted = self.plan.settings
+        return {"context": wanted["engine.context"], "slots": wanted["engine.slots"]}
+
     def _engine_settings(self, engine: Engine) -> dict[str, Any]:
         wanted = self.plan.settings
         settings: dict[str, Any] = {
@@ -395,6 +403,8 @@ class Agent:
             ChildDied: refused (for good: tampered, no memory) or the vault is gone (worth another try).
 
         """
+        if engine.model.replay:
+            return
         deadline = self.plan.settings["engine.load_deadline"]
         async with self._vault_turn:
             while not self._vault_replies.empty():
@@ -406,7 +416,8 @@ class Agent:
             except (ChannelClosed, OperationError, TimeoutError) as error:
                 raise ChildDied("the vault did not answer") from error
         if isinstance(reply, ipc.LoadFailed):
-            raise ChildDied(f"model refused: {reply.message}", transient=False, error=rebuild(reply))
+            passing = reply.code == OperationError.code  # no memory, the engine went away: may be better next time
+            raise ChildDied(f"model refused: {reply.message}", transient=passing, error=rebuild(reply))
         engine.digest, engine.bytes = reply.digest, reply.bytes
 
     def _tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
