@@ -1,7 +1,7 @@
 """The engine: one process, one model, no rights. It parses hostile things: weights, prompts, grammars.
 
 It holds a model's plaintext and the prompts of the moment; it has no key, no path, no network and no way to run a
-program. `casemate.device.sandbox.spawn` starts it with three inherited sockets; `__main__` tells the order of its steps.
+program. `casemate.device.sandbox.spawn` starts it with three inherited sockets; `__main__` tells the order of steps.
 """
 
 from __future__ import annotations

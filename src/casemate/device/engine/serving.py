@@ -50,9 +50,24 @@ class Job:
     request: Request
     expires: float
     running: bool = False
-    stopping: bool = False  # cancelled or expired: the next token is the last
+    stopping: bool = False  # cancelled or out of time: the next token is the last
     ended: bool = False  # Done or Failed has been sent
     touched: float = 0.0  # when the model last called back
+
+
+def _out_of_time(job: Job) -> ipc.Failed:
+    return ipc.Failed(job.id, "deadline", "the request ran out of time")
+
+
+def _is_over(job: Job) -> bool:
+    return job.stopping or time.monotonic() >= job.expires
+
+
+def _stopped(job: Job, done: Outcome) -> _Reply:
+    """Return the ending of a job that was told to stop."""
+    if time.monotonic() >= job.expires:
+        return _out_of_time(job)
+    return ipc.Done(job.id, "cancelled", done.prompt_tokens, done.completion_tokens)
 
 
 class Slots:
@@ -184,20 +199,22 @@ class Serving:
     def _run(self, job: Job, slot: int, *, reuse: bool) -> _Reply:
         def emit(text: str) -> bool:
             job.touched = time.monotonic()
+            job.stopping = job.stopping or job.touched >= job.expires
             if not job.stopping and text:
                 self._chunk(job, text)
             return not job.stopping
 
         try:
-            if job.stopping:
-                return ipc.Done(job.id, "cancelled")
+            if _is_over(job):
+                return _stopped(job, Outcome("", 0, 0))
             done = self._model.run(job.request, slot, reuse=reuse, emit=emit)
         except RefusedError as refusal:
             return ipc.Failed(job.id, refusal.code, refusal.message)
         except Exception:  # noqa: BLE001 - a fault of ours ends the request, not the engine; its text may quote a prompt
             return ipc.Failed(job.id, "internal", "the engine failed on this request")
-        reason = "cancelled" if job.stopping else done.finish_reason
-        return ipc.Done(job.id, reason, done.prompt_tokens, done.completion_tokens, done.vectors)
+        if job.stopping:
+            return _stopped(job, done)
+        return ipc.Done(job.id, done.finish_reason, done.prompt_tokens, done.completion_tokens, done.vectors)
 
     # -- the clock thread
 
@@ -217,7 +234,7 @@ class Serving:
                     del self._jobs[job.id]
             stalled = any(job.running and now - job.touched > self._stall for job in self._jobs.values())
         for job in late:
-            self._end(job, ipc.Failed(job.id, "deadline", "the request ran out of time"))
+            self._end(job, _out_of_time(job))
         if stalled:
             self._on_stall()
 

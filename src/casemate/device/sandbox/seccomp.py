@@ -90,7 +90,7 @@ LOAD: Final = (
     *(Rule("prctl", 0, 0xFFFF_FFFF, option) for option in _PRCTL_OPTIONS),
     # the listener that llama.cpp's server always opens: local, unconnected, gone behind RUN
     Rule("socket", 0, 0xFFFF_FFFF, _AF_UNIX),
-    *_plain("bind listen accept4 setsockopt getsockname unlink unlinkat"),
+    *_plain("bind listen accept4 shutdown setsockopt getsockname unlink unlinkat"),
     *_GUARDED,
 )
 
