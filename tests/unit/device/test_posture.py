@@ -1,0 +1,81 @@
+"""What is weaker than it should be is said, with its repair; what is as it should be is not mentioned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from casemate.device import posture
+from casemate.device.posture import Facts, weaknesses
+
+GOOD = Facts(
+    separate_uids=True,
+    assurance="L1",
+    assurance_reasons=(),
+    recovery=True,
+    bubblewrap=True,
+    landlock_abi=7,
+    memlock=-1,
+    swap=False,
+    disk_free=10 << 30,
+    key_left_in_file=False,
+    needs_triage=(),
+)
+FLAWS = {
+    "needs-triage": {"needs_triage": ("saffron",)},
+    "no-bubblewrap": {"bubblewrap": False},
+    "no-landlock": {"landlock_abi": 0},
+    "old-landlock": {"landlock_abi": 2},
+    "shared-uid": {"separate_uids": False},
+    "weak-keystore": {"assurance": "L0"},
+    "no-recovery": {"recovery": False},
+    "memlock": {"memlock": 65536},
+    "swap": {"swap": True},
+    "disk": {"disk_free": 1 << 20},
+    "key-in-file": {"key_left_in_file": True},
+}
+
+
+def test_a_sound_device_has_nothing_to_say():
+    assert weaknesses(GOOD) == []
+
+
+@pytest.mark.parametrize(("code", "flaw"), FLAWS.items(), ids=FLAWS)
+def test_each_weakness_is_said_alone_with_its_repair(code, flaw):
+    (found,) = weaknesses(dataclasses.replace(GOOD, **flaw))
+    assert found.code == code
+    assert found.what
+    assert found.fix
+
+
+def test_every_rule_is_tried_here():
+    assert {rule.code for rule in posture.RULES} == set(FLAWS)
+
+
+def test_the_gravest_comes_first():
+    everything = dataclasses.replace(GOOD, **{k: v for flaw in FLAWS.values() for k, v in flaw.items()})
+    assert weaknesses(everything)[0].code == "needs-triage"
+
+
+@pytest.mark.parametrize(
+    ("swaps", "on"),
+    [("Filename\tType\n", False), ("Filename\tType\n/dev/zram0 partition 1 0 100\n", True), (None, True)],
+    ids=["off", "on", "cannot tell"],
+)
+def test_swap_that_cannot_be_ruled_out_is_reported(tmp_path, monkeypatch, swaps, on):
+    table = tmp_path / "swaps"
+    if swaps is not None:
+        table.write_text(swaps)
+    monkeypatch.setattr(posture, "Path", lambda _: table)
+    assert posture._swap_is_on() is on
+
+
+def test_what_is_not_known_counts_as_weak(tmp_path):
+    facts = posture.gather(tmp_path, {})
+    assert facts.assurance == "L0"
+    assert facts.recovery is False
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "default-app.key").write_text("cmk_x")
+    assert posture.gather(tmp_path, {}).key_left_in_file
+    assert posture.gather(tmp_path, {"models": [{"name": "m", "state": "needs triage"}]}).needs_triage == ("m",)
