@@ -7,6 +7,7 @@ Also: memory of the running device, as proportional set size (shared pages count
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ server = xllamacpp.Server(p)
 print("ready", flush=True); import os; sys.stdin.readline(); os._exit(0)
 """
 ALLOWANCE = 0.150
+RESTARTS = 5  # more within ten minutes would need triage
 
 
 def plain_ready(model: Path) -> float:
@@ -85,15 +87,35 @@ def main() -> None:
 
 
 def ready_rows(label: str, path: Path, device: Device, rounds: int) -> list[Row]:
-    plain, ours = [], []
+    """Warm: both files in the page cache. Cold: neither, as after a boot."""
+    container = device.home / "models" / f"{device.refresh()['models'][0]['name']}.cmodel"
+    plain: dict[str, list[float]] = {"cold": [], "warm": []}
+    ours: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(rounds):
-        plain.append(plain_ready(path))
-        ours.append(sandboxed_ready(device))
-        time.sleep(1)
-    peer, mine = statistics.median(plain), statistics.median(ours)
-    met = mine <= 1.25 * peer + ALLOWANCE
-    what = f"engine ready, encrypted and sandboxed, {label}"
-    return [Row(what, mine, "s", "plain file, no sandbox", peer, "<= 1.25x + 0.15 s", met)]
+        for state in ("cold", "warm"):
+            if state == "cold":
+                forget(path)
+            plain[state].append(plain_ready(path))
+    for round_number in range(min(2 * rounds, RESTARTS)):
+        state = ("cold", "warm")[round_number % 2]
+        if state == "cold":
+            forget(container)
+        ours[state].append(sandboxed_ready(device))
+    rows = []
+    for state in ("cold", "warm"):
+        peer, mine = statistics.median(plain[state]), statistics.median(ours[state])
+        met = mine <= 1.25 * peer + ALLOWANCE
+        what = f"engine ready, encrypted and sandboxed, {label}, {state} page cache"
+        rows.append(Row(what, mine, "s", "plain file, no sandbox", peer, "<= 1.25x + 0.15 s", met))
+    return rows
+
+
+def forget(path: Path) -> None:
+    """Write *path* back and drop its pages from the cache."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
 
 
 def memory_rows(label: str, path: Path, device: Device) -> list[Row]:
