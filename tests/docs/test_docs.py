@@ -143,6 +143,27 @@ def test_python_in_pages_compiles(page):
             compile(body, str(page), "exec")
 
 
+def test_every_page_can_be_reached_from_the_map():
+    seen: set[Path] = set()
+    todo = [ROOT / "docs" / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        links = LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+        found = ((page.parent / link.partition("#")[0]).resolve() for link in links if not re.match("[a-z]+:", link))
+        todo += [path for path in found if path.suffix == ".md" and path.is_file()]
+    lost = [page for page in PAGES if page not in seen and ROOT / "docs" in page.parents]
+    assert not named(lost)
+
+
+def test_every_decision_is_in_the_index():
+    folder = ROOT / "docs" / "adr"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert not [page.name for page in folder.glob("[0-9]*.md") if f"({page.name})" not in index]
+
+
 def examples(page: str) -> list[str]:
     """Return the TOML that a page tells people to write."""
     text = (ROOT / page).read_text(encoding="utf-8")
