@@ -37,9 +37,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if not plan.uid or not plan.gid:
         sys.exit("no identity to drop to")
     trees = expose(interpreter_trees())
+    command = bubblewrap_command(plan, bwrap, trees)  # it follows links that only root may see
     allow_locking()
     drop(plan.uid, plan.gid)
-    command = bubblewrap_command(plan, bwrap, trees)
     os.execv(command[0], command)  # noqa: S606 - a list, no shell; the sandbox is what we become
 
 
