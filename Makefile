@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo check check-long test lint format bench lock setup-device setup-dev
+.PHONY: help up demo check check-long test lint format bench docs lock setup-device setup-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: setup-dev ## Measure against the peers; writes bench-results/*.json and p
 format: setup-dev ## Rewrite the code in the house format
 	$(PYTHON) -m ruff format src tests benchmarks tools examples
 	$(PYTHON) -m ruff check --fix-only src tests benchmarks tools examples
+
+docs: setup-dev ## Rewrite the generated pages: references, threat model, the README's transcript and table
+	@for tool in tools/make_*.py; do echo $$tool; $(PYTHON) $$tool || exit 1; done
 
 lock: setup-dev ## After a change in pyproject.toml: new uv.lock and hashed requirements
 	.venv/bin/uv lock

@@ -55,7 +55,7 @@ def check() -> int:
     shown = regions.read(PAGE.read_text(encoding="utf-8"), "transcript")
     missing = [title for title in titles() if f"blocked  {title}" not in shown]
     if missing or ALL_BLOCKED not in shown:
-        sys.stderr.write(f"README.md's transcript is out of date ({missing}); run: python tools/make_readme.py\n")
+        sys.stderr.write(f"README.md's transcript is out of date ({missing}); run: make docs\n")
         return 1
     return 0
 

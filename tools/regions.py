@@ -2,7 +2,7 @@
 """Generated regions of the documentation: `<!-- NAME:begin -->` to `<!-- NAME:end -->`, everything else is by hand.
 
 Each `make_*.py` renders its regions and calls `main`. With --check it writes nothing and exits 1 when the page on disk
-is not what would be written, naming the command that repairs it.
+is not what would be written. `make docs` runs them all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(page: Path, regions: Mapping[str, str]) -> int:
     after = fill(before, regions)
     if "--check" in sys.argv[1:]:
         if before != after:
-            sys.stderr.write(f"{page.relative_to(ROOT)} is out of date; run: python {Path(sys.argv[0]).as_posix()}\n")
+            sys.stderr.write(f"{page.relative_to(ROOT)} is out of date; run: make docs\n")
             return 1
         return 0
     page.write_text(after, encoding="utf-8")
