@@ -228,7 +228,7 @@ function conclude(answer, theirs, messages) {
   speaker.finish(answer.text);
   const notes = [];
   if (answer.extra.redacted) {
-    notes.push(note("", "Taken out by the guard", `${counted(answer.extra.redacted)}. The value never left the device's guard.`));
+    notes.push(note("", "Taken out by the guard", `${capital(counted(answer.extra.redacted))}. Removed on the device, before this page saw it.`));
   }
   if (answer.reason === "content_filter") {
     const why = answer.extra.stopped ? name(answer.extra.stopped) : "it was not allowed";
