@@ -129,3 +129,12 @@ def test_a_really_full_disk(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) > 100
+
+
+def test_the_journal_process_loads_no_keys_and_no_servers():
+    """Its privileges are few; so is its code."""
+    code = "import sys, casemate.device.journal.__main__; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    unwanted = ("casemate.keystores", "casemate.device.vault", "casemate.device.gateway", "casemate.guard", "click")
+    unwanted += ("starlette", "uvicorn", "xllamacpp", "numpy", "tarfile", "http", "urllib.request")
+    assert [name for name in loaded if name.startswith(unwanted)] == []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from casemate.clock import Clock, SystemClock
 from casemate.device.home import Home
@@ -22,6 +21,9 @@ from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import event, tlog
 from casemate.formats.tlog.checkpoint import parse_text
 from casemate.formats.tlog.note import split
+
+if TYPE_CHECKING:
+    import tarfile
 
 _STAYS: Final = frozenset({identity.ARCHIVE, "lock"})
 
@@ -39,6 +41,8 @@ def write_tar(files: LogFiles, out: BinaryIO) -> int:
         OperationError: *out* cannot be written.
 
     """
+    import tarfile  # noqa: PLC0415 - the journal process loads this module and never exports
+
     signed = files.read(CHECKPOINT)
     size = tlog.open_checkpoint(signed, [identity.load_verifier(files)]).size
     try:
@@ -70,7 +74,7 @@ def _published(files: LogFiles, size: int) -> Iterator[str]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
+    member = tar.tarinfo(name)
     member.size, member.mode = len(data), 0o644
     tar.addfile(member, io.BytesIO(data))
 
