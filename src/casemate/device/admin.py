@@ -33,7 +33,7 @@ class AdminServer:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        with _short_path(self._path) as name:
+        with short_path(self._path) as name:
             listener.bind(name)
         self._path.chmod(0o600)
         listener.listen(16)
@@ -77,7 +77,7 @@ def _is_trusted(sock: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def _short_path(path: Path) -> Any:
+def short_path(path: Path) -> Any:
     """Name a socket file through its directory's descriptor: paths over 107 bytes do not fit a socket address."""
     fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -97,7 +97,7 @@ def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.settimeout(_TIMEOUT)
     try:
-        with _short_path(run / "agent.sock") as name:
+        with short_path(run / "agent.sock") as name:
             sock.connect(name)
     except OSError as error:
         sock.close()

@@ -102,6 +102,20 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def require_known_schema(schema: int, known: int = SCHEMA) -> None:
+    """Refuse a home that a newer version made.
+
+    Raises:
+        ConfigError: its schema is above *known*.
+
+    """
+    if schema > known:
+        raise ConfigError(
+            f"this home has schema {schema}; this casemate understands up to {known}",
+            hint="upgrade casemate; a newer home is never opened by an older version",
+        )
+
+
 class Home:
     """One device's tree."""
 
@@ -155,30 +169,41 @@ class Home:
 
         Raises:
             NotFoundError: no home here.
-            ConfigError: made by a newer version, or home.json is damaged.
+            ConfigError: made by a newer version, or by an older one and not yet brought forward, or damaged.
 
         """
         self._identity = None
         self._load()
         return self
 
+    def identity(self) -> Identity:
+        """Read home.json, of any schema: only `device.migrate` may go on with one that is not current.
+
+        Raises:
+            NotFoundError: no home here.
+            ConfigError: home.json is damaged.
+
+        """
+        try:
+            return msgspec.json.decode((self.path / "home.json").read_bytes(), type=Identity)
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"no casemate home at {self.path}",
+                hint="run `casemate up` to make one, or set CASEMATE_HOME to where it is",
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{self.path}/home.json is damaged: {error}", hint="restore it with `casemate restore`"
+            ) from error
+
     def _load(self) -> Identity:
         if self._identity is None:
-            try:
-                identity = msgspec.json.decode((self.path / "home.json").read_bytes(), type=Identity)
-            except FileNotFoundError as error:
-                raise NotFoundError(
-                    f"no casemate home at {self.path}",
-                    hint="run `casemate up` to make one, or set CASEMATE_HOME to where it is",
-                ) from error
-            except msgspec.DecodeError as error:
+            identity = self.identity()
+            require_known_schema(identity.schema)
+            if identity.schema < SCHEMA:
                 raise ConfigError(
-                    f"{self.path}/home.json is damaged: {error}", hint="restore it with `casemate restore`"
-                ) from error
-            if identity.schema > SCHEMA:
-                raise ConfigError(
-                    f"this home has schema {identity.schema}; this casemate understands up to {SCHEMA}",
-                    hint="upgrade casemate; a newer home is never opened by an older version",
+                    f"this home has schema {identity.schema}; this casemate works with {SCHEMA}",
+                    hint="start it once with `casemate up` (or as a service): that brings it forward",
                 )
             self._identity = identity
         return self._identity

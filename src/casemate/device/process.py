@@ -22,6 +22,8 @@ from casemate.errors import CasemateError, UntrustedDataError
 from casemate.formats import ipc
 
 CONTROL_FD_VARIABLE: Final = "CASEMATE_CONTROL_FD"
+HELD_FDS_VARIABLE: Final = "CASEMATE_HELD_FDS"
+"""Descriptors a process brings along from its unit, as `name=number,...`: what the agent has no right to hold."""
 START_TIMEOUT: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -83,7 +85,14 @@ def boot(role: str) -> Child:
         os._exit(1)
     drop_privileges(start.uid, start.gid)
     harden()
-    return Child(role, control, Path(start.home), start.settings, dict(zip(start.fds, fds, strict=True)))
+    return Child(role, control, Path(start.home), start.settings, {**_held(), **dict(zip(start.fds, fds, strict=True))})
+
+
+def _held() -> dict[str, int]:
+    rows = [row.partition("=") for row in os.environ.pop(HELD_FDS_VARIABLE, "").split(",") if row]
+    for _, _, number in rows:
+        os.set_inheritable(int(number), False)
+    return {name: int(number) for name, _, number in rows}
 
 
 def drop_privileges(uid: int | None, gid: int | None) -> None:

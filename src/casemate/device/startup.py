@@ -19,12 +19,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from casemate import __version__, keystores
 from casemate.clock import SystemClock
 from casemate.config import Settings, parse_address
-from casemate.device import models
+from casemate.device import migrate, models
 from casemate.device.agent import DevicePlan, ServedModel
 from casemate.device.apps import AppStore
 from casemate.device.home import Home, owner_of, write_atomic
@@ -71,23 +71,22 @@ def prepare(
     """
     owner = owner_of("engine")
     host.require_layers(*((owner.uid, owner.gid) if owner else ()))
-    _require_tls(settings)
+    require_tls(settings)
+    migrate.bring_forward(home)
     with contextlib.ExitStack() as held:
         home.create()
         held.enter_context(home.lock())
         sources = person.sources(home)
-        served = _served(home, wanted, recorded, sources, person)
-        _default_app(home, person)
+        served = resolve_models(home, wanted, recorded, sources, person)
+        default_app(home, show_key=person.show_key, say=person.say)
         keys = keystores.describe(home, sources)
         yield DevicePlan(
             home=home,
             settings=settings,
             models=served,
-            listen=held.enter_context(_bind(settings["listen"])),
-            metrics=held.enter_context(_bind(_loopback_only(settings["metrics_listen"]))),
+            **open_doors(held, settings),
             owner_public=base64.b64encode(keys.owner_public).decode(),
             unlock=_opened(held, sources.descriptors()),
-            tls=_opened(held, _tls_files(settings)),
             notes={"version": __version__, "recovery": keys.recovery},
             announce=person.announce,
         )
@@ -96,14 +95,22 @@ def prepare(
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def _served(
+def resolve_models(
     home: Home,
     wanted: Sequence[str],
     recorded: Mapping[str, tuple[str, ...]],
     sources: keystores.Sources,
     person: Person,
 ) -> tuple[ServedModel, ...]:
-    """Resolve what to serve, adding files that are named (an existing file wins over a name) and the demo model."""
+    """Resolve what to serve, adding files that are named (an existing file wins over a name) and the demo model.
+
+    Makes the keystore when there is none. The caller holds the home's lock.
+
+    Raises:
+        NotFoundError: a model that is neither a file nor in the home.
+        UntrustedDataError: a file is not a model.
+
+    """
     held = {model.name: model for model in models.list_models(home)}
     files = {models.name_for(Path(text)): Path(text) for text in wanted if Path(text).is_file()}
     names = [models.name_for(Path(text)) if Path(text).is_file() else text for text in wanted]
@@ -144,23 +151,29 @@ def _add(home: Home, adding: Mapping[str, Path], sources: keystores.Sources, per
 # --- the default app --------------------------------------------------------------------------------------------------
 
 
-def _default_app(home: Home, person: Person) -> None:
+def default_app(home: Home, *, show_key: Callable[[str], bool], say: Callable[[str], None]) -> None:
     """Make app `default` on the first run; its key is shown once, or left in a private file that `status` names."""
     store = AppStore(home)
     if store.records():
         return
     key = store.add(DEFAULT_APP)
     record(home, event.app_added(app=DEFAULT_APP, now=SystemClock().wall()))
-    if not person.show_key(key):
+    if not show_key(key):
         path = home.run / KEY_FILE
         write_atomic(path, key.encode() + b"\n")
-        person.say(f"app key of 'default' is in {path}")
+        say(f"app key of 'default' is in {path}")
 
 
 # --- sockets and TLS --------------------------------------------------------------------------------------------------
 
 
-def _require_tls(settings: Settings) -> None:
+def require_tls(settings: Settings) -> None:
+    """Refuse an address that others can reach without TLS.
+
+    Raises:
+        ConfigError: it is one, or TLS is set by half.
+
+    """
     certificate, key = settings["tls.certificate"], settings["tls.key"]
     if bool(certificate) != bool(key):
         raise ConfigError("tls.certificate and tls.key belong together", hint="set both or none")
@@ -170,6 +183,27 @@ def _require_tls(settings: Settings) -> None:
             f"refusing to listen on {settings['listen']} without TLS",
             hint="set tls.certificate and tls.key, or listen on 127.0.0.1",
         )
+
+
+def open_doors(held: contextlib.ExitStack, settings: Settings) -> dict[str, Any]:
+    """Bind what the plan's `listen` and `metrics` are and open its `tls`; *held* closes them.
+
+    Raises:
+        BusyError: an address is taken.
+        OperationError: it cannot be bound.
+        ConfigError: a TLS file cannot be read, or metrics would listen off loopback.
+
+    """
+    return {
+        "listen": held.enter_context(_bind(settings["listen"])),
+        "metrics": held.enter_context(_bind(_loopback_only(settings["metrics_listen"]))),
+        "tls": _opened(held, _tls_files(settings)),
+    }
+
+
+def is_loopback(settings: Settings) -> bool:
+    """Whether the API listens on loopback only."""
+    return _is_loopback(parse_address(settings["listen"])[0])
 
 
 def _loopback_only(address: str) -> str:

@@ -217,6 +217,22 @@ class Attach(Message, tag="attach"):
     role: str
 
 
+# --- a process that is a unit of its own -> agent, over run/link/agent.sock ----------------------------------------
+
+
+class Join(Message, tag="join"):
+    """Unit: I am the process for *role* (for *model*, when an engine). The kernel says whether that is true."""
+
+    role: str
+    model: str = ""
+
+
+class Joined(Message, tag="joined"):
+    """Agent: you are wanted; from here on this connection is the control link. `fds` names what came along."""
+
+    fds: tuple[str, ...] = ()
+
+
 # --- command line <-> agent, over run/agent.sock --------------------------------------------------------------------
 
 
@@ -236,7 +252,7 @@ class Answer(Message, tag="answer"):
 
 def descriptors(message: Message) -> int:
     """Return how many file descriptors travel with *message*."""
-    if isinstance(message, Start):
+    if isinstance(message, Start | Joined):
         return len(message.fds)
     return 1 if isinstance(message, Load | Weights | EngineUp | Attach) else 0
 
@@ -248,6 +264,8 @@ FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights
 ToJournal = Append
 FromJournal = Appended | NotAppended
+ToLink = Join
+FromLink = Joined
 ToAgent = Ask
 FromAgent = Answer
 

@@ -1,0 +1,30 @@
+"""`python -m casemate.device.service setup|agent`: what the units start."""
+
+from __future__ import annotations
+
+import sys
+
+from casemate import config
+from casemate.device.home import Home
+from casemate.device.service.run import run
+from casemate.device.service.setup import begin_unit, setup
+from casemate.device.units_link import role_uids
+from casemate.errors import CasemateError
+
+
+def main(verb: str) -> int:
+    """Do one step; errors go to the unit's log as `error:` and `hint:`."""
+    home, settings = Home(config.home_path()), config.load()
+    try:
+        if verb == "setup":
+            setup(home, settings, begin=begin_unit)
+        else:
+            run(home, settings, role_uids())
+    except CasemateError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

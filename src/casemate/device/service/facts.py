@@ -1,0 +1,44 @@
+"""What the setup step tells the agent: the models to serve and the public half of the owner key, no secret."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from casemate.errors import ConfigError
+
+FILE_NAME: Final = "service.json"  # in the home's run directory
+SCHEMA: Final = 1
+_HINT: Final = "systemctl restart casemate-setup"
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`run/service.json`."""
+
+    schema: int
+    models: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    """Container path by model name."""
+    owner_public: bytes
+    recovery: bool
+
+
+def encode(facts: Facts) -> bytes:
+    """Return the file's bytes."""
+    return msgspec.json.encode(facts) + b"\n"
+
+
+def parse(data: bytes) -> Facts:
+    """Read the file.
+
+    Raises:
+        ConfigError: it is not what setup of this version writes.
+
+    """
+    try:
+        facts = msgspec.json.decode(data, type=Facts)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{FILE_NAME} is damaged: {error}", hint=_HINT) from error
+    if facts.schema != SCHEMA:
+        raise ConfigError(f"{FILE_NAME} has schema {facts.schema}", hint=_HINT)
+    return facts

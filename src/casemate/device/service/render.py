@@ -1,0 +1,109 @@
+"""From the table to files: unit files, sysusers.d and tmpfiles.d. Pure: the same place gives the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from casemate.device.service.table import UNITS, USERS, Rows, Unit, Value
+from casemate.errors import UsageError
+
+UNIT_DIRECTORY: Final = "/etc/systemd/system"
+SYSUSERS_FILE: Final = "/etc/sysusers.d/casemate.conf"
+TMPFILES_FILE: Final = "/etc/tmpfiles.d/casemate.conf"
+WANTS_LINK: Final = f"{UNIT_DIRECTORY}/multi-user.target.wants/casemate.target"
+_PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9._+@/-]*\Z")
+_HOME_PARTS: Final = (
+    # part, mode, role
+    ("", "0755", "root"),
+    ("/keystore", "0700", "vault"),
+    ("/models", "0700", "vault"),
+    ("/apps", "0700", "gateway"),
+    ("/journal", "0700", "journal"),
+    ("/run", "0711", "agent"),
+    ("/run/link", "0711", "agent"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the product lives on the machine that will run it: absolute paths there, not under an image's root.
+
+    *interpreter* are the directories outside /usr that hold Python and the packages. *loopback*: the API listens on
+    loopback only, so the agent needs no other address.
+    """
+
+    python: str
+    interpreter: tuple[str, ...] = ()
+    home: str = "/var/lib/casemate"
+    loopback: bool = True
+
+    def check(self) -> None:
+        """Refuse paths that would mean something else inside a unit file.
+
+        Raises:
+            UsageError: a path has a space, a quote, a `%`, or is not absolute.
+
+        """
+        for path in (self.python, self.home, *self.interpreter):
+            if not _PLAIN_PATH.match(path):
+                raise UsageError(
+                    f"{path!r} cannot stand in a unit file", hint="install below a plain path such as /opt/casemate"
+                )
+
+
+def files(place: Place) -> dict[str, str]:
+    """Return the text of every file of an installation by absolute path.
+
+    Raises:
+        UsageError: as `Place.check`.
+
+    """
+    place.check()
+    made = {f"{UNIT_DIRECTORY}/{unit.name}": unit_file(unit, place) for unit in UNITS}
+    return {**made, SYSUSERS_FILE: _sysusers(place), TMPFILES_FILE: _tmpfiles(place)}
+
+
+def unit_file(unit: Unit, place: Place) -> str:
+    """Return one unit file."""
+    sections: list[tuple[str, Rows]] = [("Unit", {"Description": unit.description, **unit.unit})]
+    if unit.service is not None:
+        sections.append(("Service", unit.service))
+    if unit.install:
+        sections.append(("Install", unit.install))
+    body = "\n".join(f"[{name}]\n" + "".join(_lines(rows, place)) for name, rows in sections)
+    return f"# Made by `casemate service install`; change it with a drop-in, not here.\n{body}"
+
+
+def _lines(rows: Rows, place: Place) -> Iterator[str]:
+    for key, value in rows.items():
+        for text in _filled(value, place):
+            yield f"{key}={text}\n"
+
+
+def _filled(value: Value, place: Place) -> Iterator[str]:
+    for text in (value,) if isinstance(value, str) else value:
+        if text == "{interpreter}":
+            yield from place.interpreter
+        else:
+            yield text.format(
+                python=place.python,
+                home=place.home,
+                deny="any" if place.loopback else "",
+                allow="localhost" if place.loopback else "",
+            )
+
+
+def _sysusers(place: Place) -> str:
+    rows = [f'u casemate-{role} - "Casemate {role}" {place.home} -\n' for role in USERS]
+    return "# Made by `casemate service install`.\n" + "".join(rows)
+
+
+def _tmpfiles(place: Place) -> str:
+    rows = ["d /etc/casemate 0755 root root -\n", "d /etc/casemate/keys 0700 root root -\n"]
+    for part, mode, role in _HOME_PARTS:
+        owner = role if role == "root" else f"casemate-{role}"
+        rows.append(f"d {place.home}{part} {mode} {owner} {owner} -\n")
+    return "# Made by `casemate service install`.\n" + "".join(rows)

@@ -1,0 +1,80 @@
+"""The agent when its processes are units: same supervisor, other launchers, and it tells the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from typing import Final
+
+from casemate import __version__
+from casemate.config import Settings
+from casemate.device import startup
+from casemate.device.agent import Agent, DevicePlan, ServedModel
+from casemate.device.attach import LINK_SOCKET
+from casemate.device.home import Home
+from casemate.device.service.facts import FILE_NAME, parse
+from casemate.device.units_link import LinkServer, UnitLaunchers
+from casemate.errors import NotFoundError
+
+_LIMIT: Final = 1 << 20
+
+
+def run(home: Home, settings: Settings, uids: Mapping[str, int]) -> None:
+    """Serve until stopped, with processes that join from *uids*.
+
+    Raises:
+        NotFoundError: setup did not run.
+        BusyError: a device runs on this home, or the port is taken.
+        ConfigError: an address off loopback without TLS.
+
+    """
+    startup.require_tls(settings)
+    home.open()
+    with contextlib.ExitStack() as held:
+        held.enter_context(home.lock())
+        plan = _plan(home, settings, held)
+        asyncio.run(_serve(plan, uids))
+
+
+def _plan(home: Home, settings: Settings, held: contextlib.ExitStack) -> DevicePlan:
+    try:
+        with (home.run / FILE_NAME).open("rb") as file:
+            facts = parse(file.read(_LIMIT))
+    except FileNotFoundError as error:
+        raise NotFoundError("the home is not prepared", hint="systemctl restart casemate-setup") from error
+    return DevicePlan(
+        home=home,
+        settings=settings,
+        models=tuple(ServedModel(name, path) for name, path in facts.models.items()),
+        **startup.open_doors(held, settings),
+        owner_public=base64.b64encode(facts.owner_public).decode(),
+        unlock={},  # the vault brings its own
+        notes={"version": __version__, "recovery": facts.recovery, "units": True},
+        announce=lambda endpoint: notify(f"STATUS=serving {endpoint}"),
+    )
+
+
+async def _serve(plan: DevicePlan, uids: Mapping[str, int]) -> None:
+    server = LinkServer(plan.home.run / LINK_SOCKET, uids, {model.name for model in plan.models})
+    server.start()
+    notify("READY=1\nSTATUS=waiting for the other units")
+    try:
+        await Agent(plan, launchers=UnitLaunchers(server)).run()
+    finally:
+        notify("STOPPING=1")
+        server.close()
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, contextlib.suppress(OSError):
+        sock.sendto(state.encode(), address)

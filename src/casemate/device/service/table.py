@@ -1,0 +1,226 @@
+"""Every unit as data: who it runs as, what it may see, what it may do.
+
+`COMMON` is what no unit needs; a unit's own rows replace common ones of the same key. `{python}`, `{home}` and
+`{interpreter}` are filled in when the files are made. Scores (`systemd-analyze security`, lower is tighter) are tested
+against `Unit.ceiling`. Why each opening is there stands beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+Value = str | tuple[str, ...]
+Rows = Mapping[str, Value]
+
+USERS: Final = ("agent", "vault", "engine", "gateway", "journal")
+"""Roles that are a system user `casemate-<role>` of their own."""
+
+COMMON: Final[Rows] = {
+    "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "",
+    "AmbientCapabilities": "",
+    "SecureBits": "noroot-locked",
+    "UMask": "0077",
+    "KeyringMode": "private",
+    "LimitCORE": "0",
+    "Delegate": "no",
+    # what it can see
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "PrivateDevices": "yes",
+    "PrivateMounts": "yes",
+    "ProtectProc": "invisible",
+    "ProcSubset": "pid",
+    "PrivateUsers": "yes",
+    "PrivateIPC": "yes",
+    "RemoveIPC": "yes",
+    "PrivateNetwork": "yes",
+    "IPAddressDeny": "any",
+    "DevicePolicy": "closed",
+    "InaccessiblePaths": ("-/boot", "-/etc/ssh", "-/etc/casemate/keys"),
+    # what it can change
+    "ProtectClock": "yes",
+    "ProtectHostname": "yes",
+    "ProtectKernelLogs": "yes",
+    "ProtectKernelModules": "yes",
+    "ProtectKernelTunables": "yes",
+    "ProtectControlGroups": "yes",
+    "LockPersonality": "yes",
+    "MemoryDenyWriteExecute": "yes",
+    "RestrictRealtime": "yes",
+    "RestrictSUIDSGID": "yes",
+    "RestrictNamespaces": "yes",
+    "RestrictAddressFamilies": "AF_UNIX",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": ("@system-service", "~@privileged @resources"),
+    "SystemCallErrorNumber": "EPERM",
+    # how it runs
+    "Environment": ("CASEMATE_HOME={home}", "PYTHONUNBUFFERED=1"),
+    "TemporaryFileSystem": "{home}:ro,mode=0755",
+    "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link"),
+}
+
+LINKED: Final[Rows] = {
+    "Type": "exec",
+    "Restart": "always",
+    "RestartSec": "500ms",
+    # The agent ends its processes in order, over their links; SIGCONT leaves them running until it has.
+    "KillSignal": "SIGCONT",
+    "TimeoutStopSec": "10s",
+}
+"""Units that join the agent over its link socket and live as long as it wants them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One unit file. *ceiling* is the worst `systemd-analyze security` score it may have; None: not a service."""
+
+    name: str
+    description: str
+    unit: Rows = dataclasses.field(default_factory=dict)
+    service: Rows | None = None
+    install: Rows = dataclasses.field(default_factory=dict)
+    ceiling: float | None = None
+
+
+def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> Unit:
+    template = role == "engine"
+    return Unit(
+        name=f"casemate-{role}{'@' if template else ''}.service",
+        description=description,
+        unit={
+            "Requires": "casemate-setup.service",
+            "Wants": "casemate-agent.service",
+            "After": "casemate-setup.service",
+            "PartOf": "casemate.target casemate-agent.service",
+            "StartLimitIntervalSec": "0",  # the agent decides how often: a process it does not want only waits
+        },
+        service={
+            **COMMON,
+            **LINKED,
+            "User": f"casemate-{role}",
+            "ExecStart": f"{{python}} -P -m casemate.device.attach {role}{' %i' if template else ''}",
+            **own,
+        },
+        ceiling=ceiling,
+    )
+
+
+SETUP: Final = Unit(
+    name="casemate-setup.service",
+    description="Casemate: prepare the home",
+    unit={"After": "local-fs.target systemd-tmpfiles-setup.service", "PartOf": "casemate.target"},
+    service={
+        **COMMON,
+        "Type": "oneshot",
+        "RemainAfterExit": "yes",
+        "ExecStart": "{python} -P -m casemate.device.service setup",
+        # Root: it hands each part of the home to the uid that owns it. Short-lived, parses nothing from outside.
+        "CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER",
+        "SecureBits": "",
+        "PrivateUsers": "no",
+        "SystemCallFilter": ("@system-service", "~@privileged @resources", "@chown"),
+        "LoadCredential": "casemate-passphrase",
+        "LoadCredentialEncrypted": "casemate-passphrase",
+        "TemporaryFileSystem": (),
+        "BindReadOnlyPaths": (),
+        "InaccessiblePaths": ("-/boot", "-/etc/ssh"),
+        "ReadWritePaths": ("{home}", "/etc/casemate/keys"),
+    },
+    ceiling=1.5,
+)
+
+AGENT: Final = Unit(
+    name="casemate-agent.service",
+    description="Casemate: the device's supervisor",
+    unit={
+        "Requires": "casemate-setup.service",
+        "After": "casemate-setup.service network-online.target",
+        "Wants": "network-online.target",
+        "PartOf": "casemate.target",
+        "StartLimitIntervalSec": "300",
+        "StartLimitBurst": "5",
+    },
+    service={
+        **COMMON,
+        "Type": "notify",
+        "User": "casemate-agent",
+        "ExecStart": "{python} -P -m casemate.device.service agent",
+        "Restart": "on-abnormal",  # a fault that it reports itself is for a person: a restart would not help
+        "RestartSec": "1s",
+        "TimeoutStopSec": "10s",
+        "PrivateUsers": "no",  # inside a user namespace every peer on the link socket would look like nobody
+        # It binds the API's address; the gateway gets the socket and has no network of its own.
+        "PrivateNetwork": "no",
+        "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+        "IPAddressDeny": "{deny}",
+        "IPAddressAllow": "{allow}",
+        "BindReadOnlyPaths": "{home}/home.json",
+        "BindPaths": "{home}/run",
+    },
+    ceiling=1.5,
+)
+
+JOURNAL: Final = _linked(
+    "journal",
+    "Casemate: the tamper-evident log",
+    {"BindPaths": "{home}/journal"},
+)
+
+VAULT: Final = _linked(
+    "vault",
+    "Casemate: keys and encrypted models",
+    {
+        "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/keystore", "{home}/models"),
+        "LimitMEMLOCK": "infinity",  # keys stay out of swap
+        "MemorySwapMax": "0",
+        "LoadCredential": ("casemate-passphrase", "casemate-keys:/etc/casemate/keys"),
+        "LoadCredentialEncrypted": "casemate-passphrase",
+    },
+)
+
+GATEWAY: Final = _linked(
+    "gateway",
+    "Casemate: the API, app keys and the guard",
+    {"BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/apps")},
+)
+
+ENGINE: Final = _linked(
+    "engine",
+    "Casemate: the engine of model %i",
+    {
+        # The unit is the namespace layer here: nothing of the host but /usr and the interpreter, no network, no
+        # device, no writable place but 64 KiB. `attach` adds a pid namespace, which systemd 252 cannot make; the
+        # engine itself adds Landlock and both seccomp filters, as everywhere.
+        "RestrictNamespaces": "user pid",
+        "TemporaryFileSystem": ("/:ro", "/tmp:size=64k,mode=1777"),  # noqa: S108 - its own tmpfs
+        "PrivateTmp": "no",
+        "MountAPIVFS": "yes",
+        "BindReadOnlyPaths": ("/usr", "/lib", "-/lib64", "-/etc/ld.so.cache", "{interpreter}", "{home}/run/link"),
+        "ProtectHome": "tmpfs",
+        "InaccessiblePaths": (),
+        "SystemCallFilter": ("@system-service", "~@privileged @resources", "sched_setaffinity"),
+        "MemorySwapMax": "0",
+        "LimitMEMLOCK": "infinity",
+        "TasksMax": "256",
+        "OOMScoreAdjust": "500",
+        "StandardOutput": "null",  # what an engine prints may hold a prompt
+        "StandardError": "null",
+    },
+    ceiling=1.0,
+)
+
+TARGET: Final = Unit(
+    name="casemate.target",
+    description="Casemate: a language model, kept safe",
+    unit={
+        "Wants": " ".join(unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY)),
+        "After": "casemate-agent.service",
+    },
+    install={"WantedBy": "multi-user.target"},
+)
+
+UNITS: Final = (TARGET, SETUP, AGENT, JOURNAL, VAULT, GATEWAY, ENGINE)
