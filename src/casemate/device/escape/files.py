@@ -22,7 +22,8 @@ def identity(path: str) -> str:
     """Return which directory *path* really is: listing it must work, and a stand-in has another identity."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        next(os.scandir(fd), None)
+        with os.scandir(fd) as entries:
+            next(entries, None)
         facts = os.fstat(fd)
     finally:
         os.close(fd)
