@@ -58,10 +58,21 @@ def enter_load(limits: Limits) -> Confined:
     _verify_namespaces()
     load_filter, run_filter = seccomp.build(seccomp.LOAD), seccomp.build(seccomp.RUN)  # while libseccomp can be read
     cap(limits)
+    _let_go_of_the_log()
     abi = landlock.restrict([PRIVATE_DIRECTORY])
     load_filter.load()
     layers = ["namespaces", "rlimits", "no-new-privileges", f"landlock-{abi}", "seccomp-load", "seccomp-run"]
     return Confined(run_filter, {"layers": layers, "landlock_abi": abi, "seccomp_skipped": run_filter.skipped})
+
+
+def _let_go_of_the_log() -> None:
+    """Point standard error at nothing: an engine that is taken over must not write to a terminal or fill a log.
+
+    Until here it carried what goes wrong at start; from here on a failure travels over the control link.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _verify_namespaces() -> None:
