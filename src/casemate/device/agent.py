@@ -210,11 +210,11 @@ class Agent:
                 message, _ = await child.recv(timeout=1e9)
                 await self._on_message(child, message)
         except ChildDied as died:
-            return died
-        finally:
-            pinging.cancel()
             child.kill()
             child.link.close()
+            return died
+        finally:
+            pinging.cancel()  # when cancelled, the device stops: `_stop` lets the child finish its work
 
     async def _on_message(self, child: ChildProcess, message: Any) -> None:
         if isinstance(message, ipc.Pong):
