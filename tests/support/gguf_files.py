@@ -1,4 +1,4 @@
-"""GGUF files of our own making: a valid tiny one, valid ones of any size, one malformed file per rule that can be broken.
+"""GGUF files of our own making: a valid tiny one, valid ones of any size, one malformed file per rule to break.
 
 Written from the format's description, sharing no code with the reader under test.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _PACK = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B", U64: "Q", I64: "q", F64: "d"}
 TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
-Q8_0 = 8
+F32_TENSOR, Q8_0 = 0, 8
 
 
 def text(value: str | bytes) -> bytes:
@@ -90,7 +90,7 @@ def tiny() -> bytes:
 def write_sized(path: Path, size: int, *, canary: bytes = b"") -> int:
     """Write a valid file with about *size* bytes of unpredictable weights (and *canary* in them); returns its size."""
     columns = 1 << 20
-    rows = max(1, size // (columns // 32 * 34))
+    rows = -(-size // (columns // 32 * 34))
     tensors = [tensor(f"blk.{n}.w", (columns,), Q8_0, n * (columns // 32 * 34)) for n in range(rows)]
     with path.open("wb") as file:
         file.write(assemble(KEYS, tensors, b""))

@@ -59,17 +59,10 @@ def inspect_file(fd: int, size: int) -> Inspection:
         OperationError: the child could not do its work.
 
     """
+    os.lseek(fd, 0, os.SEEK_SET)  # the child shares the position, and only reads
     ours, theirs = os.pipe2(os.O_CLOEXEC)
-    owner = owner_of("engine")
-    plan = SandboxPlan(
-        module="casemate.device.inspector",
-        arguments=(str(size),),
-        fds={FILE_VARIABLE: fd, RESULT_VARIABLE: theirs},
-        uid=owner.uid if owner else None,
-        gid=owner.gid if owner else None,
-    )
     try:
-        child = spawn(plan)
+        child = spawn(plan(fd, theirs, size))
     finally:
         os.close(theirs)
     try:
@@ -79,6 +72,18 @@ def inspect_file(fd: int, size: int) -> Inspection:
         child.kill()
         child.wait()
     return _judge(answer)
+
+
+def plan(fd: int, result: int, size: int) -> SandboxPlan:
+    """Return how the child is started: it has two descriptors and nothing else."""
+    owner = owner_of("engine")
+    return SandboxPlan(
+        module="casemate.device.inspector",
+        arguments=(str(size),),
+        fds={FILE_VARIABLE: fd, RESULT_VARIABLE: result},
+        uid=owner.uid if owner else None,
+        gid=owner.gid if owner else None,
+    )
 
 
 def _read_answer(fd: int) -> bytes:
@@ -131,7 +136,6 @@ def main() -> int:
 def examine(fd: int, size: int) -> Inspection:
     """Read the header with plain sequential reads (all that the run filter allows), hashing what passes."""
     digest = hashlib.sha256()
-    os.lseek(fd, 0, os.SEEK_SET)
 
     def read(offset: int, length: int) -> bytes:
         del offset  # check_header reads strictly forwards

@@ -10,6 +10,7 @@ vault holds the old KEK.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ from casemate.errors import CasemateError, NotAuthorisedError, NotFoundError, Un
 from casemate.formats import container as fmt
 from casemate.formats import event
 from casemate.formats.container import SlotArea
-from casemate.formats.keystore import KeyfileSlot, Slot
+from casemate.formats.keystore import KeyfileSlot
 from casemate.keystores import Sources, UnlockedKeystore
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
@@ -53,20 +54,10 @@ def rotate(
     """
     with home.lock(), containers.models_lock(home.models, exclusive=True), keystores.unlock(home, sources) as keystore:
         if keystore.previous is not None:
-            return _finish(home, keystore, sources, old=None)
-        old = _main_slot(keystore)
+            return _finish(home, keystore, sources, resumed=True)
         way = _new_way(keystore, new_sources, to)
         with keystores.begin_rotation(keystore, way, show) as renewed:
-            return _finish(home, renewed, sources, old=old)
-
-
-def _main_slot(keystore: UnlockedKeystore) -> Slot | None:
-    return next((slot for slot in keystore.document.slots if not slot_is_recovery(slot)), None)
-
-
-def slot_is_recovery(slot: Slot) -> bool:
-    """Whether *slot* is the recovery code's."""
-    return keystores.slot_kind(slot) == "recovery"
+            return _finish(home, renewed, sources, resumed=False)
 
 
 def _new_way(keystore: UnlockedKeystore, sources: Sources, to: str | None) -> PassphraseKeystore | KeyfileKeystore:
@@ -83,23 +74,19 @@ def _new_way(keystore: UnlockedKeystore, sources: Sources, to: str | None) -> Pa
     return way
 
 
-def _finish(home: Home, keystore: UnlockedKeystore, sources: Sources, *, old: Slot | None) -> Rotation:
+def _finish(home: Home, keystore: UnlockedKeystore, sources: Sources, *, resumed: bool) -> Rotation:
     done, refused = _rewrap_all(home, keystore)
     keystores.finish_rotation(keystore)
-    if isinstance(old, KeyfileSlot):
-        _forget(sources, old)
+    _forget_old_keys(keystore, sources)
     record(home, event.key_rotated(key=keystore.key_id, now=SystemClock().wall()))
-    return Rotation(
-        keystores.main_kind(keystore.document), keystore.assurance.level, done, refused, resumed=old is None
-    )
+    return Rotation(keystores.main_kind(keystore.document), keystore.assurance.level, done, refused, resumed)
 
 
-def _forget(sources: Sources, slot: KeyfileSlot) -> None:
-    """Take the old key out of the key file; it opens nothing any more, so a key file that is gone is no failure."""
-    try:
-        sources.keyfile_keystore().forget(slot)
-    except CasemateError:
-        pass
+def _forget_old_keys(keystore: UnlockedKeystore, sources: Sources) -> None:
+    """Take old keys out of the key file. They open nothing any more: a file that cannot be changed is no failure."""
+    current = [slot for slot in keystore.document.slots if isinstance(slot, KeyfileSlot)]
+    with contextlib.suppress(CasemateError, OSError):
+        sources.keyfile_keystore().keep_only(current[0] if current else None)
 
 
 def _rewrap_all(home: Home, keystore: UnlockedKeystore) -> tuple[int, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -40,8 +41,10 @@ def replace_small(path: Path, data: bytes, what: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        _remove_leftovers(path)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # says "alive" to `_remove_leftovers`
             directory = path.parent.stat()
             if os.geteuid() == 0:
                 os.fchown(fd, directory.st_uid, directory.st_gid)
@@ -59,6 +62,19 @@ def replace_small(path: Path, data: bytes, what: str) -> None:
             f"cannot write the {what} {path}: {error.strerror}",
             hint="free space or make its directory writable, then try again; nothing was changed",
         ) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of *path* whose writer was killed: they may hold a key."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        fd = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+        except BlockingIOError:
+            pass  # somebody is writing it now
+        finally:
+            os.close(fd)
 
 
 def sync_directory(path: Path) -> None:

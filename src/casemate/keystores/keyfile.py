@@ -1,7 +1,7 @@
 """The key file: random keys in a small text file that lies elsewhere and belongs to somebody else.
 
-One line per key: `casemate-key-1 <id> <base32>`. There are two lines only while a rotation is unfinished, or when
-several homes share one file. The file is made 0600; its directory 0700.
+One line per key: `casemate-key-1 <home> <key id> <base32>`. A home has one line, or two while it is
+rotated; several homes may share one file. The file is made 0600, its directory 0700.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from casemate.crypto.keystore import Assurance
 from casemate.crypto.secret import Secret
 from casemate.errors import NotAuthorisedError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats.keystore import KeyfileSlot, key_id
+from casemate.keystores.document import HomePlace
 from casemate.keystores.evidence import judge_stored_secret, path_of
 from casemate.keystores.files import read_small, replace_small
 
 FILE_LIMIT: Final = 8192
 LINE_LIMIT: Final = 32
-_LINE: Final = re.compile(r"casemate-key-1 ([0-9a-f]{16}) ([A-Z2-7]{52})\Z")
+_Line = tuple[str, str]  # home, key id
+_LINE: Final = re.compile(r"casemate-key-1 ([0-9a-f]{16}) ([0-9a-f]{16}) ([A-Z2-7]{52})\Z")
 
 
 class KeyfileKeystore:
@@ -30,8 +32,8 @@ class KeyfileKeystore:
 
     kind: Final = "keyfile"
 
-    def __init__(self, home: Path, *, path: Path | None = None, descriptor: int | None = None) -> None:
-        """Use the file at *path*, or the open *descriptor* (which wins), for the home at *home*."""
+    def __init__(self, home: HomePlace, *, path: Path | None = None, descriptor: int | None = None) -> None:
+        """Use the file at *path*, or the open *descriptor* (which wins), for *home*."""
         self._home = home
         self._path = path
         self._descriptor = descriptor
@@ -50,13 +52,13 @@ class KeyfileKeystore:
             raise OperationError(f"{path} holds {len(lines)} keys", hint="use another CASEMATE_KEYFILE for this home")
         secret = Secret.random()
         name = key_id(secret)
-        self._write({**lines, name: secret})
+        self._write({**lines, (self._home.id, name): secret})
         return KeyfileSlot(key=name), secret
 
     def recall(self, slot: KeyfileSlot) -> Secret:
         """Return the key that *slot* names."""
         lines = _parse(self._read())
-        secret = lines.pop(slot.key, None)
+        secret = lines.pop((self._home.id, slot.key), None)
         for other in lines.values():
             other.wipe()
         if secret is None:
@@ -66,22 +68,26 @@ class KeyfileKeystore:
             )
         return secret
 
-    def forget(self, slot: KeyfileSlot) -> None:
-        """Remove the key that *slot* names: the slot is gone. Other keys of the file stay."""
-        lines = _parse(self._read())
-        if lines.pop(slot.key, None) is None:
+    def keep_only(self, slot: KeyfileSlot | None) -> None:
+        """Remove this home's keys but that of *slot* (None: all): nothing needs them any more."""
+        if not self._place().exists():
             return
-        if lines:
-            self._write(lines)
-        else:
+        lines = _parse(self._read())
+        wanted = slot.key if slot else ""
+        kept = {line: key for line, key in lines.items() if line[0] != self._home.id or line[1] == wanted}
+        if not kept:
             self._place().unlink()
+        elif len(kept) != len(lines):
+            self._write(kept)
 
     def assurance(self) -> Assurance:
         """Judge the file's owner, mode and place."""
         if self._descriptor is not None:
-            return judge_stored_secret("key file", os.fstat(self._descriptor), path_of(self._descriptor), self._home)
+            return judge_stored_secret(
+                "key file", os.fstat(self._descriptor), path_of(self._descriptor), self._home.path
+            )
         path = self._place()
-        return judge_stored_secret("key file", path.stat(), path, self._home)
+        return judge_stored_secret("key file", path.stat(), path, self._home.path)
 
     def _place(self) -> Path:
         if self._path is None:
@@ -98,16 +104,16 @@ class KeyfileKeystore:
                 error.message, hint="set CASEMATE_KEYFILE to where it is, or use the recovery code"
             ) from error
 
-    def _write(self, lines: dict[str, Secret]) -> None:
+    def _write(self, lines: dict[_Line, Secret]) -> None:
         text = "".join(
-            f"casemate-key-1 {name} {base64.b32encode(key.view()).decode().rstrip('=')}\n"
-            for name, key in lines.items()
+            f"casemate-key-1 {home} {name} {base64.b32encode(key.view()).decode().rstrip('=')}\n"
+            for (home, name), key in lines.items()
         )
         replace_small(self._place(), text.encode("ascii"), "key file")
 
 
-def _parse(data: bytes) -> dict[str, Secret]:
-    keys: dict[str, Secret] = {}
+def _parse(data: bytes) -> dict[_Line, Secret]:
+    keys: dict[_Line, Secret] = {}
     for line in data.decode("ascii", "replace").splitlines():
         match = _LINE.match(line.strip())
         if match is None or len(keys) >= LINE_LIMIT:
@@ -115,7 +121,7 @@ def _parse(data: bytes) -> dict[str, Secret]:
                 "the key file has a line that is not a key", check="keyfile-format", hint="restore it from a backup"
             )
         try:
-            keys[match[1]] = Secret(base64.b32decode(match[2] + "===="))
+            keys[match[1], match[2]] = Secret(base64.b32decode(match[3] + "===="))
         except binascii.Error as error:
             raise UntrustedDataError(
                 "the key file has a damaged key", check="keyfile-format", hint="restore it from a backup"

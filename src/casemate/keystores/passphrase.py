@@ -16,11 +16,11 @@ class PassphraseKeystore:
 
     kind: Final = "passphrase"
 
-    def __init__(self, passphrase: Secret, evidence: Assurance, cost: kdf.Argon2Cost = kdf.DEFAULT_COST) -> None:
-        """Use *passphrase* (UTF-8, without its line end); new slots get *cost*."""
+    def __init__(self, passphrase: Secret, evidence: Assurance, cost: kdf.Argon2Cost | None = None) -> None:
+        """Use *passphrase* (UTF-8, without its line end); new slots get *cost*, or the default."""
         self._passphrase = passphrase
         self._evidence = evidence
-        self._cost = cost
+        self._cost = cost or kdf.DEFAULT_COST
 
     def enrol(self) -> tuple[PassphraseSlot, Secret]:
         """Make a slot with a fresh salt."""

@@ -59,8 +59,8 @@ class Sources:
     def keyfile_keystore(self) -> KeyfileKeystore:
         """Return the key file's keystore."""
         if self._keyfile_descriptor is not None:
-            return KeyfileKeystore(self.home.path, descriptor=self._keyfile_descriptor)
-        return KeyfileKeystore(self.home.path, path=default_keyfile(self.home.id, self._environ))
+            return KeyfileKeystore(self.home, descriptor=self._keyfile_descriptor)
+        return KeyfileKeystore(self.home, path=default_keyfile(self.home.id, self._environ))
 
     def passphrase_keystore(self, *, new: bool = False) -> PassphraseKeystore | None:
         """Read or ask for the passphrase; None when there is none to be had.
