@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from casemate.device.channel import Channel, ChannelClosed
+from casemate.device.sandbox import mounts
+from casemate.device.sandbox.plan import interpreter_trees
 from casemate.errors import CasemateError, UntrustedDataError
 from casemate.formats import ipc
 
@@ -83,7 +85,11 @@ def boot(role: str) -> Child:
         os._exit(1)
     if not isinstance(start, ipc.Start):
         os._exit(1)
-    drop_privileges(start.uid, start.gid)
+    try:
+        drop_privileges(start.uid, start.gid)
+    except CasemateError as error:
+        control.send(fatal_message(error))
+        os._exit(error.exit_code)
     harden()
     return Child(role, control, Path(start.home), start.settings, {**_held(), **dict(zip(start.fds, fds, strict=True))})
 
@@ -96,9 +102,18 @@ def _held() -> dict[str, int]:
 
 
 def drop_privileges(uid: int | None, gid: int | None) -> None:
-    """Become *uid*:*gid* for good, with no supplementary groups and no capability left. None: stay who we are."""
+    """Become *uid*:*gid* for good, with no supplementary groups and no capability left. None: stay who we are.
+
+    The code stays readable: a module that is imported late must not depend on root's rights.
+
+    Raises:
+        HostError: the code lies where that uid may not look, and it cannot be shown to it.
+
+    """
     if uid is None or gid is None:
         return
+    if os.geteuid() == 0:
+        mounts.open_to_everyone(interpreter_trees())
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -7,7 +7,6 @@ Bubblewrap runs as an ordinary user from its first instruction.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -16,17 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from casemate.device.sandbox import mounts
 from casemate.device.sandbox.plan import SandboxPlan, bubblewrap_command, interpreter_trees
+from casemate.errors import HostError
 
-_CLONE_NEWNS: Final = 0x0002_0000
-_MS_NOSUID: Final = 0x2
-_MS_NODEV: Final = 0x4
-_MS_BIND: Final = 0x1000
-_MS_REC: Final = 0x4000
-_MS_PRIVATE: Final = 0x40000
 _STAGES: Final = ("/run", "/tmp", "/mnt")  # noqa: S108 - covered by a fresh tmpfs in this process's own namespace
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -46,16 +39,15 @@ def main(arguments: Sequence[str]) -> NoReturn:
 def expose(trees: Sequence[str]) -> dict[str, str]:
     """Bind *trees* where any uid can reach them, in a private mount namespace; map each to its new place."""
     os.umask(0o022)  # the parent's may be tighter; these directories are for another uid
-    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    mounts.private_mounts()
     held = [os.open(tree, os.O_PATH | os.O_CLOEXEC) for tree in trees]  # before the tmpfs may cover one of them
     stage = next(path for path in _STAGES if Path(path).is_dir())
-    _mount("tmpfs", stage, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=64k")
+    mounts.mount("tmpfs", stage, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755,size=64k")
     places = {}
     for index, (tree, fd) in enumerate(zip(trees, held, strict=True)):
         place = f"{stage}/{index}"
         Path(place).mkdir(mode=0o755)
-        _mount(f"/proc/self/fd/{fd}", place, None, _MS_BIND | _MS_REC)
+        mounts.mount(f"/proc/self/fd/{fd}", place, None, mounts.MS_BIND | mounts.MS_REC)
         os.close(fd)
         places[tree] = place
     return places
@@ -76,16 +68,8 @@ def drop(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    encoded = [None if text is None else text.encode() for text in (source, target, kind)]
-    extra = None if data is None else data.encode()
-    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), extra), f"mount {target}")
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        sys.exit(f"sandbox: {what}: {os.strerror(ctypes.get_errno())}")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except HostError as error:
+        sys.exit(f"sandbox: {error.message} ({error.hint})")
