@@ -6,6 +6,7 @@ memory file, no link. Rounds alternate, so a busy machine slows both.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def sandboxed(path: Path) -> Iterator[tuple[float, Engine]]:
     with spawned() as engine:
         engine.order(slots=1, threads=1, context=512)
         engine.supply.send(ipc.Weights("model", len(data)), [held])
+        os.close(held)
         said = engine.told()
         assert isinstance(said, ipc.Ready), said
         yield time.monotonic() - began, engine
@@ -94,13 +96,15 @@ def rows_for(label: str, path: Path, rounds: int, tokens: int) -> list[Row]:
     first: dict[str, list[float]] = {"in": [], "out": []}
     rate: dict[str, list[float]] = {"in": [], "out": []}
     for _ in range(rounds):
-        with plain(path) as (spent, process), sandboxed(path) as (waited, engine):
+        with plain(path) as (spent, _process):
             ready["out"].append(spent)
-            ready["in"].append(waited)
-            for _turn in range(3):
-                for where, measured in (("out", speed_outside(process, tokens)), ("in", speed_inside(engine, tokens))):
-                    first[where].append(measured[0])
-                    rate[where].append(measured[1])
+        with sandboxed(path) as (spent, _engine):
+            ready["in"].append(spent)
+    with plain(path) as (_, process), sandboxed(path) as (_, engine):
+        for _turn in range(2 * rounds):
+            for where, measured in (("out", speed_outside(process, tokens)), ("in", speed_inside(engine, tokens))):
+                first[where].append(measured[0])
+                rate[where].append(measured[1])
     middle = {name: {where: statistics.median(kept[where]) for where in kept} for name, kept in
               {"ready": ready, "first": first, "rate": rate}.items()}  # fmt: skip
     added = middle["ready"]["in"] - middle["ready"]["out"]
@@ -132,7 +136,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "big.gguf"
             big_model.write(path)
-            rows += rows_for("390 MB model", path, 3, 32)
+            rows += rows_for("390 MB model", path, rounds, 32)
     publish("engine", [*rows, suite_row()], args)
 
 
