@@ -67,21 +67,22 @@ def open_to_everyone(trees: Iterable[str]) -> None:
         HostError: mounts are not allowed here.
 
     """
-    closed: dict[str, list[tuple[str, int]]] = {}
+    closed: dict[str, list[str]] = {}
     for tree in trees:
         if directory := closed_directory(tree):
-            closed.setdefault(directory, []).append((tree, os.open(tree, os.O_PATH | os.O_CLOEXEC)))
+            closed.setdefault(directory, []).append(tree)
     if not closed:
         return
     before = os.umask(0o022)
     private_mounts()
-    for directory, held in closed.items():
-        _uncover(directory, held)
+    for directory, below in closed.items():
+        _uncover(directory, below)
     os.umask(before)
     os.chdir("/")
 
 
-def _uncover(directory: str, held: Sequence[tuple[str, int]]) -> None:
+def _uncover(directory: str, trees: Sequence[str]) -> None:
+    held = [(tree, os.open(tree, os.O_PATH | os.O_CLOEXEC)) for tree in trees]  # of this namespace: others do not bind
     mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k")
     for tree, fd in held:
         Path(tree).mkdir(mode=0o755, parents=True, exist_ok=True)
