@@ -35,7 +35,7 @@ def private_mounts() -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """Attach a file system, or bind a directory, as mount(2) does.
+    """Attach a file system, or bind a directory.
 
     Raises:
         HostError: the kernel refused.
