@@ -44,7 +44,7 @@ PARAMETERS: Final = (
     Row("cors_origins", "", "no browser talks to the engine"),
     Row("offline", True, "no download"),
     Row("fit_params", False, "settings are ours, not guessed from the machine"),
-    Row("warmup", False, "the calibration does it"),
+    Row("warmup", False, "would run a batch before it is ready"),
     Row("n_threads_http", 1, "the listener is never used"),
     Row("timeout_read", 5, "the same"),
     Row("timeout_write", 5, "the same"),
