@@ -32,13 +32,17 @@ _UNKNOWN_CACHE: Final = 256 << 10  # bytes per token of context when the header 
 _BASE_TASKS: Final = 24
 _ALIGNMENT: Final = 1 << 16  # between header and tensors, at most
 _TRIAL_TOKENS: Final = 8
+_STEPS: Final = ((512 << 20, 512), (2 << 30, 128))
+_LAST_STEP: Final = 64
+"""Prompt tokens per step by the model's bytes: a cancel takes effect between steps, so a slow model gets short ones.
+A CPU gains nothing from steps longer than that."""
 
 
 class Settings(loop.ServingSettings, frozen=True, kw_only=True):
     """`Start.settings` of an engine; unknown fields are ignored."""
 
     threads: int = 0  # 0: find out
-    batch: int = 512  # prompt tokens per step; an embedding's input must fit
+    batch: int = 0  # prompt tokens per step; an embedding's input must fit; 0: by the model's size
     pooling: str = "auto"  # of embeddings: mean | cls | last | model (what its header says) | auto
     load_seconds: float = 600.0
 
@@ -55,7 +59,7 @@ def main() -> NoReturn:
         confined = sandbox.enter_load(_first_limits(settings, message.bytes, len(usable)))
         header = weights.read_header(file, message.bytes)
         counts = _thread_counts(settings, len(usable))
-        sizing = _sizing(settings, header.facts, lock=weights.may_lock(message.bytes * len(counts)))
+        sizing = _sizing(settings, header.facts, message.bytes, lock=weights.may_lock(message.bytes * len(counts)))
         sandbox.lower_memory(_memory(header.facts, sizing, message.bytes))
         model, found = _load(f"/proc/self/fd/{file}", sizing, counts)
         found["weights_locked"] = weights.locked_bytes(status) >= message.bytes - header.bytes_read - _ALIGNMENT
@@ -79,12 +83,13 @@ def _first_limits(settings: Settings, size: int, cores: int) -> sandbox.Limits:
     return sandbox.Limits(memory=2 * size + max(machine, _BASE_MEMORY), tasks=_BASE_TASKS + settings.slots + 2 * cores)
 
 
-def _sizing(settings: Settings, facts: GgufFacts, *, lock: bool) -> Sizing:
+def _sizing(settings: Settings, facts: GgufFacts, size: int, *, lock: bool) -> Sizing:
     own = facts.context_length or loop.DEFAULT_CONTEXT
     context = min(settings.context or loop.DEFAULT_CONTEXT, own)
     encoder = "bert" in facts.architecture
     pooling = settings.pooling if settings.pooling != "auto" else "model" if encoder else "mean"
-    return Sizing(context, settings.slots, settings.batch, pooling, lock)
+    batch = settings.batch or next((tokens for limit, tokens in _STEPS if size <= limit), _LAST_STEP)
+    return Sizing(context, settings.slots, batch, pooling, lock)
 
 
 def _memory(facts: GgufFacts, sizing: Sizing, size: int) -> int:
@@ -110,6 +115,7 @@ def _load(path: str, sizing: Sizing, counts: list[int]) -> tuple[Llama, dict[str
         "threads_measured": {str(tried): round(rate, 1) for tried, rate in measured.items()},
         "context": sizing.context,
         "slots": sizing.slots,
+        "batch": sizing.batch,
         "load_seconds": round(time.monotonic() - began, 3),
     }
 

@@ -26,7 +26,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 0  # tokens per request; 0: the model's own, at most DEFAULT_CONTEXT
     slots: int = 2  # requests that run at a time
     waiting: int = 8  # requests held beyond those
-    stall_seconds: float = 180.0  # a running request whose model is silent this long: the engine is stuck
+    stall_seconds: float = 90.0  # a running request whose model is silent this long: the engine is stuck
 
 
 def gateway_link() -> Channel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import queue
 import threading
 import time
@@ -22,6 +23,8 @@ _Reply = ipc.Chunk | ipc.Done | ipc.Failed
 
 TICK: Final = 0.05
 MAX_DEADLINE: Final = 3600.0
+CANCEL_ANSWER: Final = 2.0
+"""Seconds after which a cancel is answered although the model is still in the middle of a long prompt's step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Job:
     expires: float
     running: bool = False
     stopping: bool = False  # cancelled or out of time: the next token is the last
+    cancelled: float = math.inf  # when
     ended: bool = False  # Done or Failed has been sent
     touched: float = 0.0  # when the model last called back
 
@@ -166,6 +170,7 @@ class Serving:
             if job is None:
                 return
             job.stopping = True
+            job.cancelled = min(job.cancelled, time.monotonic())
             if job.running:
                 return
             self._waiting.remove(job)
@@ -224,7 +229,10 @@ class Serving:
             self.tick(time.monotonic())
 
     def tick(self, now: float) -> None:
-        """End what has expired by *now*; report a model that has been silent too long."""
+        """End what has expired by *now*, answer old cancels, report a model that has been silent too long.
+
+        A job that ends here keeps its slot until the model comes back.
+        """
         with self._lock:
             late = [job for job in self._jobs.values() if now >= job.expires and not job.stopping]
             for job in late:
@@ -232,9 +240,12 @@ class Serving:
                 if not job.running:
                     self._waiting.remove(job)
                     del self._jobs[job.id]
+            left = [job for job in self._jobs.values() if now - job.cancelled > CANCEL_ANSWER]
             stalled = any(job.running and now - job.touched > self._stall for job in self._jobs.values())
         for job in late:
             self._end(job, _out_of_time(job))
+        for job in left:
+            self._end(job, ipc.Done(job.id, "cancelled"))
         if stalled:
             self._on_stall()
 

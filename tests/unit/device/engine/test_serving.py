@@ -167,6 +167,22 @@ def test_cancel_stops_at_the_next_token(desk):
     assert model.stopped == 1
 
 
+def test_a_cancel_is_answered_even_in_the_middle_of_a_long_step(desk):
+    model = Scripted()
+    model.gate.clear()
+    at = desk(model, slots=1)
+    at.ask(1)
+    assert model.entered.wait(WITHIN)
+    at.serving.cancel(ipc.Cancel(1))
+    at.serving.tick(time.monotonic() + 1)
+    at.serving.tick(time.monotonic() + 3)
+    assert at.endings(1)[0][1] == ipc.Done(1, "cancelled")
+    at.ask(2)  # waits: the slot is not free before the model comes back
+    model.gate.set()
+    assert at.endings(1)[0][2].finish_reason == "stop"
+    assert model.most == 1
+
+
 def test_a_waiting_request_is_cancelled_at_once_and_unknown_ids_are_ignored(desk):
     model = Scripted()
     model.gate.clear()
