@@ -252,7 +252,7 @@ def running_gateway(
             process = subprocess.Popen(
                 [sys.executable, "-P", *argv],
                 env={
-                    **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
+                    **{name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ},
                     "PYTHONUNBUFFERED": "1",
                     "CASEMATE_CONTROL_FD": str(theirs.fileno()),
                     "CASEMATE_PARENT": str(os.getpid()),

@@ -36,6 +36,7 @@ class PatientProtocol(HttpToolsProtocol):
     per_address: collections.Counter[str] = collections.Counter()  # noqa: RUF012 - one table for all connections
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
+    _completed = False
     _count = 0
     _counted = ""
 
@@ -64,8 +65,10 @@ class PatientProtocol(HttpToolsProtocol):
         """Count what came; a head or a message that is too long ends the connection."""
         if self._timer is None and self._in_head:
             self._wait_for_head()  # the first byte after a pause
+        self._completed = False
         super().data_received(data)
-        self._count += len(data)
+        if not self._completed:
+            self._count += len(data)
         if self._count > (HEAD_BYTES if self._in_head else MESSAGE_BYTES) and not self.transport.is_closing():
             self.transport.abort()
 
@@ -79,7 +82,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Stop waiting: from here the time is ours, until the next request's first byte."""
         self._stop_timer()
-        self._in_head = True
+        self._in_head = self._completed = True
         self._count = 0
         super().on_message_complete()
 
