@@ -79,7 +79,9 @@ RULES: Final = (
     _Rule(
         "shared-uid",
         lambda f: not f.separate_uids,
-        lambda _: "every process shares your uid: one that is taken over can signal the others",
+        lambda _: (
+            "every process shares your uid: one that is taken over can signal the others and read an engine's memory"
+        ),
         "sudo casemate service install",
     ),
     _Rule(
