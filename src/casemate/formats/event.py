@@ -96,6 +96,7 @@ KINDS: Final[dict[str, Kind]] = {
     "event_refused": Kind(LOG, OTHER, Severity.HIGH, JOURNAL, failed=True),
     "epoch_opened": Kind(LOG, LOG_START, Severity.INFO, JOURNAL),
     "torn_tail_recovered": Kind(LOG, OTHER, Severity.MEDIUM, JOURNAL),
+    "tiles_restored": Kind(LOG, OTHER, Severity.MEDIUM, JOURNAL),
     "journal_exported": Kind(LOG, LOG_EXPORT, Severity.LOW, AGENT | JOURNAL),
     "journal_archived": Kind(LOG, LOG_ARCHIVE, Severity.HIGH, JOURNAL),
 }
@@ -404,6 +405,11 @@ def torn_tail_recovered(*, first_index: int, lost_bytes: int, now: float) -> Eve
         index=first_index,
         bytes=lost_bytes,
     )
+
+
+def tiles_restored(*, count: int, now: float) -> Event:
+    """Build: *count* published files of the journal were gone (a power cut, or somebody's hand) and written again."""
+    return _event("tiles_restored", now, f"{count} journal file(s) restored", log_name="casemate", count=max(1, count))
 
 
 def journal_exported(*, size: int, decrypted: bool, now: float) -> Event:

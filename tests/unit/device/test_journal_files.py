@@ -12,7 +12,7 @@ import pytest
 
 from casemate.crypto import hpke
 from casemate.device.journal import JournalWriter, LogFiles
-from casemate.errors import BusyError, NotFoundError, OperationError
+from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 
 _, PUBLIC = hpke.generate()
 
@@ -70,6 +70,13 @@ def test_reading_tells_missing_from_forbidden(tmp_path):
     with pytest.raises(OperationError):
         files.read("folder")
     assert (files.size("none"), files.names("none"), files.exists("none")) == (-1, [], False)
+
+
+def test_a_file_nobody_could_have_written_is_refused(tmp_path):
+    with (tmp_path / "checkpoint").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UntrustedDataError, match="larger than anything"):
+        LogFiles(tmp_path).read("checkpoint")
 
 
 @pytest.mark.root

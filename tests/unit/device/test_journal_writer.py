@@ -11,7 +11,7 @@ from casemate.crypto import hpke
 from casemate.device.journal import JournalWriter, LogFiles, Reader, identity, prove, verify
 from casemate.device.journal import tail as tail_module
 from casemate.device.journal import writer as writer_module
-from casemate.errors import BusyError, OperationError, UntrustedDataError
+from casemate.errors import BusyError, NotAuthorisedError, OperationError, UntrustedDataError
 from casemate.formats import event, tlog
 
 PRIVATE, PUBLIC = hpke.generate()
@@ -116,6 +116,21 @@ def test_the_tail_is_renewed_once_its_bundles_are_safe(path, monkeypatch):
     assert loaded(path) == [f"model m{n} loaded" for n in range(2001)]
 
 
+def test_the_tail_is_bounded_in_bytes_even_when_nobody_publishes(path, monkeypatch):
+    monkeypatch.setattr(writer_module, "MAX_TAIL_BYTES", 300_000)
+    with open_log(path) as writer:
+        for _ in range(100):
+            writer.append([os.urandom(500) for _ in range(20)])
+            assert LogFiles(path).size("tail") < 2 * 300_000 + 255 * 600
+    assert verify(LogFiles(path)).size == 2002
+
+
+@pytest.mark.parametrize("events", [[], [b""] * 65_537, [bytes(1 << 20)] * 17])
+def test_one_append_is_bounded(path, events):
+    with open_log(path) as writer, pytest.raises(OperationError, match="at once"):
+        writer.append(events)
+
+
 def test_keys_ratchet_inside_an_epoch_and_the_reader_follows(path, monkeypatch):
     monkeypatch.setattr(writer_module, "EPOCH_ENTRIES", 100)
     with open_log(path) as writer:
@@ -147,6 +162,13 @@ def test_the_device_cannot_read_its_own_log(path):
     kept = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
     assert b"very-secret-name" not in kept
     assert PRIVATE.reveal() not in kept
+
+
+def test_another_owners_key_opens_nothing(path):
+    open_log(path).close()
+    stranger, _ = hpke.generate()
+    with pytest.raises(NotAuthorisedError, match="does not open journal epoch 0"):
+        list(Reader(LogFiles(path), stranger).events())
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
@@ -220,7 +242,8 @@ def test_tiles_lost_in_a_power_cut_are_written_again(path):
     (path / "tile/entries/001").unlink()
     with open_log(path):
         pass
-    assert verify(LogFiles(path)).size == 1004
+    assert verify(LogFiles(path)).size == 1005
+    assert messages(path)[-1] == "4 journal file(s) restored"
 
 
 def test_a_crash_while_the_tail_is_renewed_loses_nothing(path, monkeypatch):

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from casemate.errors import BusyError, NotFoundError, OperationError
+from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 
 PUBLIC: Final = 0o644
 PRIVATE: Final = 0o600
@@ -44,16 +44,20 @@ class LogFiles:
         Raises:
             FileNotFoundError: it is not there.
             OperationError: it cannot be read.
+            UntrustedDataError: `file-size` the journal would never write one as large.
 
         """
         try:
             with (self.directory / name).open("rb") as file:
-                return file.read(_READ_LIMIT)
+                data = file.read(_READ_LIMIT + 1)
         except FileNotFoundError:
             raise
         except OSError as error:
             hint = "run as root or as the user who owns the home" if isinstance(error, PermissionError) else ""
             raise OperationError(f"cannot read {self.directory / name}: {error.strerror}", hint=hint) from error
+        if len(data) > _READ_LIMIT:
+            raise UntrustedDataError(f"{name} is larger than anything the journal writes", check="file-size")
+        return data
 
     def size(self, name: str) -> int:
         """Return a file's length in bytes, -1 when it is not there."""

@@ -32,7 +32,8 @@ ARCHIVE_HINT: Final = "keep it as evidence and start anew with `casemate journal
 class Recovered:
     """A log ready to continue: the tree and the entries since its last full bundle.
 
-    *known* are full tiles and bundles that the tail still holds; *lost* names those a power cut took.
+    *known* are full tiles and bundles that the tail still holds; *lost* names those that are not on disk. *taken*
+    counts files that a checkpoint had covered and that are gone all the same: a power cut, or somebody's hand.
     """
 
     state: tlog.TreeState
@@ -41,6 +42,7 @@ class Recovered:
     checkpoint: tlog.Checkpoint | None
     known: dict[str, bytes]
     lost: list[str]
+    taken: int
 
 
 def recover(files: LogFiles, identity: LogIdentity) -> Recovered:
@@ -61,10 +63,11 @@ def recover(files: LogFiles, identity: LogIdentity) -> Recovered:
         raise _altered(
             f"the checkpoint covers {checkpoint.size} entries, only {content.size} are in the log", "entries-missing"
         )
-    recovered, partial = _replay(content, checkpoint)  # (4)
-    recovered.lost = [name for name, data in recovered.known.items() if _lost(files, name, data)]  # (5)
-    for name, data in partial.items():
-        _lost(files, name, data)
+    recovered, published = _replay(content, checkpoint)  # (4)
+    expected = {**published, **recovered.known}
+    gone = {name for name, data in expected.items() if _lost(files, name, data)}  # (5)
+    recovered.lost = [name for name in recovered.known if name in gone]
+    recovered.taken = len(gone.intersection(published))
     _check_older(files, content)  # (6)
     return recovered
 
@@ -86,11 +89,11 @@ def _checkpoint(files: LogFiles, identity: LogIdentity, content: tail.TailConten
 
 
 def _replay(content: tail.TailContent, checkpoint: tlog.Checkpoint | None) -> tuple[Recovered, dict[str, bytes]]:
-    """Return the log's state after the tail, and the partial tiles that belong to the checkpoint."""
+    """Return the log's state after the tail, and those files the tail still knows that the checkpoint covers."""
     state = content.state()
     rest: list[bytes] = []
     known: dict[str, bytes] = {}
-    partial: dict[str, bytes] = {}
+    published: dict[str, bytes] = {}
     for entry in [None, *content.entries]:
         if entry is not None:
             rest.append(entry)
@@ -102,8 +105,8 @@ def _replay(content: tail.TailContent, checkpoint: tlog.Checkpoint | None) -> tu
         if checkpoint and state.size == checkpoint.size:
             if state.root() != checkpoint.root:
                 raise _altered(f"the {state.size} entries have another root than the checkpoint", "root")
-            partial = dict(partial_files(state, rest))
-    return Recovered(state, rest, content, checkpoint, known, []), partial
+            published = {**known, **dict(partial_files(state, rest))}
+    return Recovered(state, rest, content, checkpoint, known, [], 0), published
 
 
 def partial_files(state: tlog.TreeState, rest: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:

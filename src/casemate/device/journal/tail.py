@@ -197,6 +197,11 @@ class Tail:
         files.write(NAME, data, sync=True, mode=PRIVATE)
         return cls(files, key, scan(data, key))
 
+    @property
+    def length(self) -> int:
+        """Return how many bytes are durable."""
+        return self._length
+
     def append(self, first: int, entries: Sequence[bytes], published: int) -> None:
         """Make *entries* durable: one write, one sync.
 

@@ -23,6 +23,8 @@ from casemate.errors import OperationError
 from casemate.formats import event, event_schema, tlog
 
 MAX_TAIL_ENTRIES: Final = 16_384
+MAX_TAIL_BYTES: Final = 16 * 1024 * 1024
+MAX_APPEND_BYTES: Final = 16 * 1024 * 1024
 EPOCH_ENTRIES: Final = 65_536
 MAX_UNWRITTEN: Final = 512
 """Full tiles that may wait for a disk that is full before `append` refuses as well."""
@@ -83,6 +85,8 @@ class JournalWriter:
         if recovered.content.torn:
             torn = recovered.content
             found.append(event.torn_tail_recovered(first_index=torn.size, lost_bytes=torn.torn, now=now))
+        if recovered.taken:
+            found.append(event.tiles_restored(count=recovered.taken, now=now))
         self.record(found, role="journal")
         self.publish()
 
@@ -130,8 +134,8 @@ class JournalWriter:
             OperationError: disk full or failed; none was appended.
 
         """
-        if not 1 <= len(events) <= MAX_FRAME_ENTRIES:
-            raise OperationError("a journal frame holds 1 to 65536 events")
+        if not 1 <= len(events) <= MAX_FRAME_ENTRIES or sum(map(len, events)) > MAX_APPEND_BYTES:
+            raise OperationError("the journal takes 1 to 65536 events and 16 MiB at once")
         if self.size - self._epoch_start >= EPOCH_ENTRIES:
             self._next_epoch()
         first = self.size
@@ -141,8 +145,8 @@ class JournalWriter:
         return self.size - 1
 
     def _append_entries(self, entries: Sequence[bytes]) -> None:
-        if len(self._unwritten) > MAX_UNWRITTEN:
-            self._write_tiles()
+        if len(self._unwritten) > MAX_UNWRITTEN or self._tail.length > 2 * MAX_TAIL_BYTES:
+            self.publish()
         try:
             self._tail.append(self.size, entries, self.published)
         except OperationError:
@@ -181,7 +185,7 @@ class JournalWriter:
         checkpoint = tlog.Checkpoint(self.origin, self.size, self._state.root())
         self.files.write(recovery.CHECKPOINT, checkpoint.sign(self.identity.key), sync=True)
         self.checkpoint = checkpoint
-        if self.size - self._tail.base >= MAX_TAIL_ENTRIES:
+        if self.size - self._tail.base >= MAX_TAIL_ENTRIES or self._tail.length >= MAX_TAIL_BYTES:
             self._new_tail()
         return checkpoint
 
