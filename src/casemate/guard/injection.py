@@ -1,46 +1,32 @@
-"""How much a text tries to take over the model: a score from families of intent, per channel.
+"""How much a text tries to take over the model: words to sentences to features to one score, per channel.
 
-A family is a verb, an object and an addressee that stand together ("ignore" + "previous instructions"). One family in a
-user's turn can be chance; in a document nobody is supposed to address the assistant at all.
+A plain request is normal in a user's turn and an attack inside a document, so documents and tool results have weights
+and a threshold of their own. What the operator wrote (system) and what the model wrote (output) is scored, for the
+journal, and never blocked for its words.
 """
 
 from __future__ import annotations
 
-import re
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from casemate.guard.features import find_facts
+from casemate.guard.grammar import Lexicon
+from casemate.guard.model import LinearModel, Scored, families
+from casemate.guard.sentences import Sentence, read_sentences, tokens_of
 from casemate.guard.verdict import Channel, Span
+from casemate.guard.words import fold, word_spans
 
-_GAP: Final = r"(?:\W+\w+){0,4}?\W+"
-_FAMILIES: Final = {
-    "override": (
-        r"\b(?:ignore|disregard|forget|override|bypass|overrule|discard|neglect|ignorier\w*|vergiss|ignorez|oubli\w+|"
-        rf"ignora\w*|olvid\w+|dimentica\w*|esque[cç]\w+)\b{_GAP}(?:instructions?|rules?|guidelines?|prompts?|directives?|"
-        r"anweisung\w*|regeln|consignes|instruc\w+|istruzioni|everything|training)\b"
-    ),
-    "reveal": (
-        r"\b(?:reveal|show|print|repeat|output|tell|display|leak|dump|disclose|recite)\b"
-        rf"{_GAP}(?:(?:system|initial|hidden|original|secret)\W+(?:prompt|instructions?|message|rules)|instructions)\b"
-    ),
-    "persona": r"\b(?:do anything now|DAN mode|developer mode|jailbr[eo]ak\w*|unfiltered|uncensored|amoral)\b",
-    "unbound": (
-        rf"\b(?:without|no|free of|free from|not bound by|ignore){_GAP}?(?:restrictions?|limitations?|filters?|"
-        r"ethic\w+|moral\w*|guidelines|policies|censorship)\b"
-    ),
-    "conceal": (
-        r"\b(?:do not|don't|never|without) (?:tell|mention|inform|alert|notify)\w*\W+"
-        r"(?:the|this to the)? ?(?:user|human)\b"
-    ),
-    "address": (
-        r"\b(?:dear|attention|hey|note to|instructions? (?:for|to)) (?:the )?"
-        r"(?:ai|llm|chatbot|assistant|language model)\b"
-    ),
-}
-_COMPILED: Final = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in _FAMILIES.items()}
-_WEIGHTS: Final = {"override": 0.5, "reveal": 0.35, "persona": 0.35, "unbound": 0.25, "conceal": 0.35, "address": 0.35}
-_UNTRUSTED: Final = frozenset({Channel.DOCUMENT, Channel.TOOL})
-_SPANS_PER_FAMILY: Final = 4
+BLOCK_AT: Final = 0.5
+FLAG_AT: Final = 0.3
+HIGHEST: Final = 0.9999
+BELOW_BLOCK: Final = 0.4999
+REASONS: Final = 3
+SHARE: Final = 0.12
+UNTRUSTED: Final = frozenset({Channel.DOCUMENT, Channel.TOOL})
+OWN_WORDS: Final = frozenset({Channel.SYSTEM, Channel.OUTPUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +38,66 @@ class Injection:
     spans: tuple[Span, ...] = ()
 
 
-def score_injection(text: str, channel: Channel) -> Injection:
-    """Judge the normalised *text* as it stands on *channel*."""
-    total = 0.0
-    spans: list[Span] = []
-    for name, pattern in _COMPILED.items():
-        matches = [m for m, _ in zip(pattern.finditer(text), range(_SPANS_PER_FAMILY), strict=False)]
-        if matches:
-            total += _WEIGHTS[name] * (1.5 if channel in _UNTRUSTED else 1.0)
-            spans += [Span(*match.span(), f"injection:{name}") for match in matches]
-    reasons = tuple(dict.fromkeys(span.type for span in spans))
-    return Injection(min(total, 0.99), reasons, tuple(spans))
+NOTHING: Final = Injection(0.0)
+
+
+class InjectionJudge:
+    """Scores normalised texts with one lexicon and the models of both kinds of channel."""
+
+    def __init__(self, lexicon: Lexicon, models: dict[str, LinearModel]) -> None:
+        """Keep the parts; `models` has `user` and `document`."""
+        self.lexicon = lexicon
+        self._models = models
+
+    def model_for(self, channel: Channel) -> LinearModel:
+        """Return the model that judges *channel*."""
+        return self._models["document" if channel in UNTRUSTED else "user"]
+
+    def read(self, text: str, channel: Channel) -> tuple[list[Sentence], Scored]:
+        """Return the sentences of the normalised *text* and its best window."""
+        sentences = read_sentences(tokens_of(text, self.lexicon), self.lexicon)
+        model = self.model_for(channel)
+        return sentences, model.score(find_facts(sentences, model.wanted))
+
+    def judge(self, text: str, channel: Channel) -> Injection:
+        """Return the verdict on the normalised *text*; spans are in that text."""
+        sentences, scored = self.read(text, channel)
+        model = self.model_for(channel)
+        score = _calibrate(scored.value, model)
+        if channel in OWN_WORDS:
+            score = min(score, BELOW_BLOCK)
+        if score < FLAG_AT or scored.window is None:
+            return Injection(score)
+        found = families(model.contributions(scored.window))
+        reasons = tuple(f"injection:{name}" for name, share in found[:REASONS] if share >= SHARE)
+        start, end = self._span(text, sentences[scored.window.first].first, sentences[scored.window.end - 1].last)
+        return Injection(score, reasons, (Span(start, end, reasons[0]),) if reasons else ())
+
+    def _span(self, text: str, first: int, last: int) -> tuple[int, int]:
+        """Return the characters of *text* behind its tokens *first* to *last* (exclusive)."""
+        folded = fold(text)
+        places: list[tuple[int, int]] = []
+        for start, end in word_spans(folded):
+            at = start
+            for piece in self.lexicon.separate([folded[start:end]]):
+                places.append((at, at + len(piece)))
+                at += len(piece)
+        inside = places[first:last]
+        return (inside[0][0], inside[-1][1]) if inside else (0, len(text))
+
+
+def _calibrate(value: float, model: LinearModel) -> float:
+    """Return a score between 0 and 1: FLAG_AT at the model's flag threshold, BLOCK_AT exactly from its block one."""
+    distance = value - model.block
+    if distance >= 0:
+        return max(BLOCK_AT, min(HIGHEST, _sigmoid(distance)))
+    width = max(model.block - model.flag, 1e-6)
+    return min(BELOW_BLOCK, _sigmoid(distance / width * math.log((1 - FLAG_AT) / FLAG_AT)))
+
+
+def _sigmoid(value: float) -> float:
+    return math.floor(10_000 / (1 + math.exp(-max(-30.0, min(30.0, value))))) / 10_000
+
+
+Check = Callable[[], None]
+"""Called between steps; raises when the budget is spent."""

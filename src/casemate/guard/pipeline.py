@@ -6,36 +6,90 @@ spent budget inside is a `block`, because a guard that fails open is no guard.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Final, Self
 
+from casemate.guard.bundle import read_bundle, shipped_bundle
 from casemate.guard.documents import Document, wrap_documents
-from casemate.guard.injection import Injection, score_injection
+from casemate.guard.injection import BLOCK_AT, FLAG_AT, UNTRUSTED, Injection, InjectionJudge
 from casemate.guard.normalize import BLOCKING, Normal, normalize
+from casemate.guard.output import OutputWatch
+from casemate.guard.placeholders import Placeholders
+from casemate.guard.redact import redact_text
 from casemate.guard.roles import find_roles
-from casemate.guard.verdict import Action, Channel, GuardPolicy, OverBudget, Span, Verdict, never_over
+from casemate.guard.stream import StreamRedactor
+from casemate.guard.verdict import (
+    Action,
+    Channel,
+    GuardPolicy,
+    OverBudget,
+    Redaction,
+    Span,
+    Verdict,
+    never_over,
+)
 
-BLOCK_AT: Final = 0.5
 CERTAIN: Final = 0.99
-DOUBT: Final = 0.3
 MAX_SPANS: Final = 64
-_UNTRUSTED: Final = frozenset({Channel.DOCUMENT, Channel.TOOL})
+_SCRATCH_KEY: Final = bytes(32)  # placeholders of a check are thrown away with its text
 
 
 class Guard:
     """Judges texts under a policy. Immutable and shared: one per process."""
 
+    def __init__(self, judge: InjectionJudge) -> None:
+        """Judge with *judge*; use `default` or `from_bytes`."""
+        self._judge = judge
+
     @classmethod
     def default(cls) -> Self:
         """Return a guard with the rules and weights that ship with this version."""
-        return cls()
+        return cls.from_bytes(shipped_bundle())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return a guard with the rules and weights of a data bundle.
+
+        Raises:
+            UntrustedDataError: the bundle is damaged, too large or of another version.
+
+        """
+        return cls(read_bundle(data))
+
+    @property
+    def judge(self) -> InjectionJudge:
+        """Return the injection judge, for `guard explain`."""
+        return self._judge
 
     def check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget = never_over) -> Verdict:
         """Decide about *text* on *channel*. Every fault, oversize or spent budget is a `block`."""
         try:
             return self._check(text, channel, policy, over_budget)
         except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
-            return Verdict(Action.BLOCK, 1.0, ("guard-error",))
+            return _refusal("guard-error")
+
+    def redact(
+        self,
+        text: str,
+        channel: Channel,
+        policy: GuardPolicy,
+        placeholders: Placeholders,
+        over_budget: OverBudget = never_over,
+    ) -> Redaction:
+        """Return *text* with its values handled as *policy* says; nothing of it when the guard fails."""
+        try:
+            if over_budget():
+                return Redaction("")
+            return redact_text(text, policy, channel, placeholders)
+        except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
+            return Redaction("")
+
+    def stream(
+        self, policy: GuardPolicy, placeholders: Placeholders, *, watch: OutputWatch | None = None
+    ) -> StreamRedactor:
+        """Return a redactor for one stream of an answer."""
+        return StreamRedactor(policy, placeholders, watch)
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
         """Return *documents* delimited and datamarked with the caller's random *marker*."""
@@ -43,37 +97,54 @@ class Guard:
 
     def _check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
         if len(text) > policy.max_chars:
-            return Verdict(Action.BLOCK, 1.0, ("over-size",))
+            return _refusal("over-size")
         normal = normalize(text)
         if over_budget():
-            return Verdict(Action.BLOCK, 1.0, ("over-budget",))
-        injection = _judge(normal, channel)
+            return _refusal("over-budget")
+        found = self._find(normal, channel)
         if over_budget():
-            return Verdict(Action.BLOCK, 1.0, ("over-budget",))
-        return _decide(injection, channel, policy)
+            return _refusal("over-budget")
+        verdict = _decide(found, channel, policy)
+        if over_budget():
+            return _refusal("over-budget")
+        return _with_entities(verdict, text, channel, policy)
+
+    def _find(self, normal: Normal, channel: Channel) -> Injection:
+        """Combine hidden channels, control tokens and intent into one score with spans of the original text."""
+        roles = () if channel is Channel.SYSTEM else find_roles(normal.text)
+        intent = self._judge.judge(normal.text, channel)
+        inside = [Span(*normal.span(span.start, span.end), span.type) for span in (*roles, *intent.spans)]
+        score = intent.score
+        if any(span.type in BLOCKING for span in normal.hidden) or any(span.type == "role:open" for span in roles):
+            score = max(score, CERTAIN)
+        elif normal.hidden or roles:
+            score = max(score, FLAG_AT)
+        reasons = dict.fromkeys((*(span.type for span in (*normal.hidden, *roles)), *intent.reasons))
+        return Injection(score, tuple(reasons), (*normal.hidden, *inside)[:MAX_SPANS])
 
 
-def _judge(normal: Normal, channel: Channel) -> Injection:
-    """Combine hidden channels, control tokens and intent into one score with spans of the original text."""
-    roles = () if channel is Channel.SYSTEM else find_roles(normal.text)
-    intent = score_injection(normal.text, channel)
-    inside = [Span(*normal.span(span.start, span.end), span.type) for span in (*roles, *intent.spans)]
-    spans = (*normal.hidden, *inside)
-    score = intent.score
-    if any(span.type in BLOCKING or span.type == "role:open" for span in spans):
-        score = max(score, CERTAIN)
-    elif normal.hidden or roles:
-        score = max(score, DOUBT)
-    reasons = tuple(dict.fromkeys((*(span.type for span in (*normal.hidden, *roles)), *intent.reasons)))
-    return Injection(round(score, 4), reasons, spans[:MAX_SPANS])
+def _refusal(reason: str) -> Verdict:
+    return Verdict(Action.BLOCK, 1.0, (reason,))
 
 
 def _decide(found: Injection, channel: Channel, policy: GuardPolicy) -> Verdict:
     """Turn a score into the action the policy wants for this channel."""
     if found.score < BLOCK_AT:
-        action = Action.FLAG if found.reasons and found.score >= DOUBT else Action.ALLOW
+        action = Action.FLAG if found.reasons and found.score >= FLAG_AT else Action.ALLOW
         return Verdict(action, found.score, found.reasons, found.spans)
     hidden = any(reason in BLOCKING for reason in found.reasons)
-    intent = policy.document_injection if channel in _UNTRUSTED else policy.injection
-    action = policy.hidden_text if hidden else intent
-    return Verdict(action, found.score, found.reasons, found.spans)
+    intent = policy.document_injection if channel in UNTRUSTED else policy.injection
+    return Verdict(policy.hidden_text if hidden else intent, found.score, found.reasons, found.spans)
+
+
+def _with_entities(verdict: Verdict, text: str, channel: Channel, policy: GuardPolicy) -> Verdict:
+    """Add what personal data and secrets *text* holds; the policy may block for them."""
+    spans = redact_text(text, policy, channel, Placeholders(_SCRATCH_KEY)).spans
+    kinds = tuple(dict.fromkeys(span.type for span in spans))
+    blocked = any(policy.entity_action(channel, kind) is Action.BLOCK for kind in kinds)
+    return dataclasses.replace(
+        verdict,
+        action=Action.BLOCK if blocked else verdict.action,
+        reasons=(*verdict.reasons, *kinds),
+        spans=(*verdict.spans, *spans[:MAX_SPANS]),
+    )

@@ -1,0 +1,55 @@
+"""The guard's updatable data: lexicons and weights in one file, checked before anything uses them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+import msgspec
+
+from casemate.errors import UntrustedDataError
+from casemate.guard.classes import CLASSES
+from casemate.guard.grammar import Lexicon
+from casemate.guard.injection import InjectionJudge
+from casemate.guard.model import read_model
+
+SCHEMA: Final = 1
+BYTE_LIMIT: Final = 8 * 1024 * 1024
+LANGUAGE_LIMIT: Final = 100
+
+
+class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle as it is stored: lexicon text by language, and the model file."""
+
+    schema: int
+    lexicons: dict[str, str]
+    model: msgspec.Raw
+
+
+def read_bundle(data: bytes) -> InjectionJudge:
+    """Return the judge that *data* describes.
+
+    Raises:
+        UntrustedDataError: too large, not a bundle of this version, or a lexicon or weight that cannot be.
+
+    """
+    if len(data) > BYTE_LIMIT:
+        raise UntrustedDataError("guard bundle is too large", check="guard-bundle-size")
+    try:
+        bundle = msgspec.json.decode(data, type=Bundle)
+    except msgspec.DecodeError as error:
+        raise UntrustedDataError(f"guard bundle: {error}", check="guard-bundle") from None
+    if bundle.schema != SCHEMA or len(bundle.lexicons) > LANGUAGE_LIMIT:
+        raise UntrustedDataError("guard bundle is of another version", check="guard-bundle")
+    return InjectionJudge(Lexicon(bundle.lexicons, CLASSES), read_model(bytes(bundle.model)))
+
+
+def shipped_bundle() -> bytes:
+    """Return the bundle of the files that ship with this version."""
+    data = resources.files("casemate.guard") / "data"
+    lexicons = {
+        entry.name.removesuffix(".txt"): entry.read_text(encoding="utf-8")
+        for entry in sorted((data / "lexicon").iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".txt")
+    }
+    return msgspec.json.encode(Bundle(SCHEMA, lexicons, msgspec.Raw((data / "injection.json").read_bytes())))
