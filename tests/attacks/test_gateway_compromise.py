@@ -49,13 +49,14 @@ def files(folder: Path) -> list[Path]:
 
 
 MEMORY = """
-import sys
-with open(f"/proc/{sys.argv[1]}/maps") as maps, open(f"/proc/{sys.argv[1]}/mem", "rb", 0) as memory:
-    for line in maps:
-        if " rw-p " in line:
-            memory.seek(int(line.split("-")[0], 16))
-            sys.exit(not memory.read(1))
-sys.exit(1)
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+place = (ctypes.c_size_t * 2)
+byte = ctypes.create_string_buffer(1)
+with open(f"/proc/{sys.argv[1]}/maps") as maps:
+    start = next(int(line.split("-")[0], 16) for line in maps if " rw-p " in line)
+mine, theirs = place(ctypes.addressof(byte), 1), place(start, 1)
+sys.exit(libc.process_vm_readv(int(sys.argv[1]), mine, 1, theirs, 1, 0) != 1)
 """
 
 
@@ -81,6 +82,7 @@ def test_no_process_gives_memory_or_descriptors_to_the_gateways_uid(device, role
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="as root every process has a uid of its own")
 def test_as_a_user_the_engines_memory_is_open_to_that_user_and_status_says_so(device):
+    assert can_read_memory(device.pid_of("engine"), os.getuid())
     (weak,) = (row for row in device.refresh()["degraded"] if row["code"] == "shared-uid")
     assert "memory" in weak["what"]
     assert "service install" in weak["fix"]
