@@ -127,8 +127,8 @@ def uninstall(*, dry_run: bool, root: Path | None, purge: bool, yes: bool, as_js
     commands = [] if root else [planner.STOP, planner.RELOAD]
     left: list[str] = []
     if not dry_run:
-        if purge:
-            _confirm(f"delete {known.home} with its models, keys and journal?", yes=yes)
+        if purge and not yes:
+            click.confirm(f"delete {known.home} with its models, keys and journal?", abort=True, err=True)
         if root is None:
             _require_root()
             _run(planner.STOP, quiet=True)
@@ -169,13 +169,6 @@ def _require_root() -> None:
 
     if os.geteuid() != 0:
         raise NotAuthorisedError("only root installs services", hint="run it with sudo, or see --dry-run and --root")
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    from casemate.errors import UsageError
-
-    if not yes and not click.confirm(question, err=True, default=False):
-        raise UsageError("not confirmed", hint="nothing was done; --yes answers it")
 
 
 def _run(line: tuple[str, ...], *, quiet: bool = False) -> None:

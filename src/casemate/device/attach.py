@@ -29,6 +29,7 @@ from casemate.device.children import child_environment
 from casemate.device.home import Home
 from casemate.device.launch import ENGINE_LINKS
 from casemate.device.process import CONTROL_FD_VARIABLE, HELD_FDS_VARIABLE
+from casemate.device.sandbox.plan import INSIDE_ID
 from casemate.errors import CasemateError, NotFoundError
 from casemate.formats import ipc
 
@@ -38,7 +39,6 @@ _RETRY: Final = 0.25
 LEASH: Final = "leash"
 _CLONE_NEWUSER: Final = 0x1000_0000
 _CLONE_NEWPID: Final = 0x2000_0000
-_INSIDE_ID: Final = 65534
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -152,7 +152,7 @@ def fence() -> None:
     uid, gid = os.getuid(), os.getgid()
     if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWPID) != 0:
         sys.exit(f"casemate engine: unshare: {os.strerror(ctypes.get_errno())}")
-    rows = {"setgroups": "deny", "uid_map": f"{_INSIDE_ID} {uid} 1", "gid_map": f"{_INSIDE_ID} {gid} 1"}
+    rows = {"setgroups": "deny", "uid_map": f"{INSIDE_ID} {uid} 1", "gid_map": f"{INSIDE_ID} {gid} 1"}
     for name, text in rows.items():
         Path("/proc/self", name).write_text(text, encoding="ascii")
 

@@ -16,7 +16,7 @@ import msgspec
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.keystore import Assurance
 from casemate.crypto.secret import Secret
-from casemate.errors import BusyError, CasemateError, NotAuthorisedError, OperationError
+from casemate.errors import BusyError, CasemateError, NotAuthorisedError, NotFoundError, OperationError
 from casemate.formats import keystore as document_format
 from casemate.formats.keystore import Document, Previous, RecoverySlot, Slot
 from casemate.keystores.document import FILE_NAME, HomePlace, exists, main_kind, read_document, slot_kind
@@ -24,7 +24,7 @@ from casemate.keystores.files import replace_small
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
 from casemate.keystores.recovery import RecoveryKeystore, format_code
-from casemate.keystores.sources import Sources, from_environment, from_handover, no_passphrase
+from casemate.keystores.sources import Sources, from_environment, from_handover, no_passphrase, only_recovery
 from casemate.keystores.unlocked import UnlockedKeystore, new_owner, open_document, wrap_owner, wrap_previous
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "from_handover",
     "main_kind",
     "read_document",
+    "recovery_only",
     "slot_kind",
     "unlock",
 ]
@@ -53,7 +54,7 @@ _Way = PassphraseKeystore | KeyfileKeystore | RecoveryKeystore
 class Description(msgspec.Struct, frozen=True):
     """What can be said about a keystore without opening it. Unproven: `unlock` proves it."""
 
-    kind: str  # passphrase | keyfile
+    kind: str  # passphrase | keyfile | recovery
     level: str
     reasons: tuple[str, ...]
     recovery: bool
@@ -86,6 +87,8 @@ def judge(kind: str, sources: Sources) -> Assurance:
     """Judge a main way in from evidence, reading no secret."""
     if kind == "passphrase":
         return sources.passphrase_evidence()
+    if kind == "recovery":
+        return Assurance("L1", ("restored from a backup: only the recovery code opens it",))
     try:
         return sources.keyfile_keystore().assurance()
     except OSError:
@@ -149,6 +152,19 @@ def add_recovery(keystore: UnlockedKeystore, show: Callable[[str], None]) -> Unl
     slots = tuple(old for old in keystore.document.slots if not isinstance(old, RecoverySlot))
     document = msgspec.structs.replace(keystore.document, slots=(*slots, slot))
     return _save(keystore.path, document, keystore.kek, keystore.assurance, keystore.opened_by)
+
+
+def recovery_only(keystore: UnlockedKeystore) -> bytes:
+    """Return keystore.json for a backup: the same keys, opened by the recovery code and by nothing else.
+
+    Raises:
+        NotFoundError: there is no recovery code.
+
+    """
+    slots = tuple(slot for slot in keystore.document.slots if isinstance(slot, RecoverySlot))
+    if not slots:
+        raise NotFoundError("the keystore has no recovery code", hint="make one: `casemate keystore add-recovery`")
+    return document_format.encode(msgspec.structs.replace(keystore.document, slots=slots), keystore.kek)
 
 
 def begin_rotation(
@@ -216,6 +232,8 @@ def _choose(document: Document, sources: Sources) -> tuple[Slot, _Way]:
         if way is None:
             raise no_passphrase()
         return by_kind["passphrase"], way
+    if "keyfile" not in by_kind:
+        raise only_recovery()
     return by_kind["keyfile"], sources.keyfile_keystore()
 
 

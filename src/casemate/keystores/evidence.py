@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Final
 
 from casemate.crypto.keystore import Assurance
+
+CREDENTIALS: Final = Path("/run/credentials")
+"""Where the service manager puts a unit's credentials: only root writes there, from a place of root's."""
 
 
 def judge_stored_secret(what: str, secret: os.stat_result, where: Path | None, home: Path) -> Assurance:
@@ -15,6 +19,8 @@ def judge_stored_secret(what: str, secret: os.stat_result, where: Path | None, h
     *where* is the file's path when it is known. The home's side is its keystore directory: who can read that can
     read the wrapped keys, so a secret of the same owner adds nothing.
     """
+    if where is not None and where.is_relative_to(CREDENTIALS):
+        return Assurance("L1", (f"the {what} is a credential of the service manager",))
     reasons = []
     kept = (home / "keystore").stat()
     if secret.st_uid == kept.st_uid:

@@ -114,7 +114,10 @@ class Sources:
             NotFoundError: there is no keystore.
 
         """
-        if main_kind(read_document(self.home)) == "keyfile":
+        kind = main_kind(read_document(self.home))
+        if kind == "recovery":
+            raise only_recovery()
+        if kind == "keyfile":
             return {"keyfile": self._open_keyfile()}
         descriptor = None if self._held else self._open_passphrase()
         if descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -192,6 +195,14 @@ def default_keyfile(home_id: str, environ: Mapping[str, str] = os.environ) -> Pa
         return Path("/etc/casemate/keys") / f"{home_id}.key"
     base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(base) / "casemate" / "keys" / f"{home_id}.key"
+
+
+def only_recovery() -> NotAuthorisedError:
+    """Return the refusal of a keystore that came from a backup."""
+    return NotAuthorisedError(
+        "this keystore came from a backup: only the recovery code opens it",
+        hint="give it a new way in: `casemate keystore rotate --recovery --to passphrase`",
+    )
 
 
 def no_passphrase() -> NotAuthorisedError:

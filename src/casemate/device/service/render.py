@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from casemate.device.service.table import UNITS, USERS, Rows, Unit, Value
+from casemate.device.service.table import ENGINE_ROOT, UNITS, USERS, Rows, Unit, Value
 from casemate.errors import UsageError
 
 UNIT_DIRECTORY: Final = "/etc/systemd/system"
@@ -25,6 +25,7 @@ _HOME_PARTS: Final = (
     ("/run", "0711", "agent"),
     ("/run/link", "0711", "agent"),
 )
+_SYSTEM_PLACES: Final = (("/etc/casemate", "0755"), ("/etc/casemate/keys", "0700"), (ENGINE_ROOT, "0755"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _sysusers(place: Place) -> str:
 
 
 def _tmpfiles(place: Place) -> str:
-    rows = ["d /etc/casemate 0755 root root -\n", "d /etc/casemate/keys 0700 root root -\n"]
+    rows = [f"d {path} {mode} root root -\n" for path, mode in _SYSTEM_PLACES]
     for part, mode, role in _HOME_PARTS:
         owner = role if role == "root" else f"casemate-{role}"
         rows.append(f"d {place.home}{part} {mode} {owner} {owner} -\n")

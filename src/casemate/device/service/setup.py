@@ -5,8 +5,6 @@ It parses no model (adding one is `casemate model add`, which does that in the s
 
 from __future__ import annotations
 
-import os
-import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from casemate.config import Settings
 from casemate.device import migrate, models, startup
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home, owner_of, write_atomic
+from casemate.device.ownership import hand_over, own
 from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, encode
 from casemate.errors import NotFoundError
 
@@ -44,6 +43,7 @@ def setup(home: Home, settings: Settings, *, begin: Callable[[str], None]) -> Fa
         keys = keystores.describe(home, sources)
         facts = Facts(SCHEMA, served, keys.owner_public, keys.recovery)
         hand_over(home)
+        open_run(home)
         write_atomic(home.run / FILE_NAME, encode(facts), mode=0o600, owner=owner_of("agent"))
     for name in served:
         begin(name)
@@ -68,32 +68,13 @@ def serve_list(home: Home, settings: Settings) -> dict[str, str]:
     return {name: held[name] for name in dict.fromkeys(names)}
 
 
-def hand_over(home: Home) -> None:
-    """Give every part of the home to the uid of its process: a home made by another installation had other uids."""
-    for part, role in ((home.keystore, "vault"), (home.models, "vault"), (home.apps, "gateway")):
-        _own_tree(part, role)
-    _own_tree(home.journal, "journal")
+def open_run(home: Home) -> None:
+    """Let the units' users walk to the link socket; what else is in `run/` has modes of its own."""
     link = home.run / Path(LINK_SOCKET).parent
     link.mkdir(exist_ok=True)
     for path in (home.run, link):
-        _own(path, "agent")
+        own(path, "agent")
         path.chmod(_RUN_MODE)
-    _own(home.run / "lock", "agent")
-
-
-def _own_tree(top: Path, role: str) -> None:
-    _own(top, role)
-    for folder, folders, names in os.walk(top):
-        for name in (*folders, *names):
-            _own(Path(folder, name), role)
-
-
-def _own(path: Path, role: str) -> None:
-    """Change the owner of a directory or a regular file with one name; links are left alone."""
-    owner, facts = owner_of(role), path.lstat()
-    plain = stat.S_ISDIR(facts.st_mode) or (stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1)
-    if owner and plain and (facts.st_uid, facts.st_gid) != (owner.uid, owner.gid):
-        os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
 
 
 def begin_unit(model: str) -> None:

@@ -17,6 +17,12 @@ Rows = Mapping[str, Value]
 USERS: Final = ("agent", "vault", "engine", "gateway", "journal")
 """Roles that are a system user `casemate-<role>` of their own."""
 
+ENGINE_ROOT: Final = "/var/lib/casemate-engine"
+"""An empty directory: the engine's `/`, filled with what its unit binds there."""
+
+OWN_FENCES: Final = "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+"""What the engine confines itself with; the group @sandbox is younger than systemd 252."""
+
 COMMON: Final[Rows] = {
     "NoNewPrivileges": "yes",
     "CapabilityBoundingSet": "",
@@ -93,7 +99,6 @@ def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> 
         description=description,
         unit={
             "Requires": "casemate-setup.service",
-            "Wants": "casemate-agent.service",
             "After": "casemate-setup.service",
             "PartOf": "casemate.target casemate-agent.service",
             "StartLimitIntervalSec": "0",  # the agent decides how often: a process it does not want only waits
@@ -176,6 +181,7 @@ VAULT: Final = _linked(
     {
         "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/keystore", "{home}/models"),
         "LimitMEMLOCK": "infinity",  # keys stay out of swap
+        "ProcSubset": "all",  # /proc/meminfo: is there room for the model
         "MemorySwapMax": "0",
         "LoadCredential": ("casemate-passphrase", "casemate-keys:/etc/casemate/keys"),
         "LoadCredentialEncrypted": "casemate-passphrase",
@@ -196,19 +202,18 @@ ENGINE: Final = _linked(
         # device, no writable place but 64 KiB. `attach` adds a pid namespace, which systemd 252 cannot make; the
         # engine itself adds Landlock and both seccomp filters, as everywhere.
         "RestrictNamespaces": "user pid",
-        "TemporaryFileSystem": ("/:ro", "/tmp:size=64k,mode=1777"),  # noqa: S108 - its own tmpfs
-        "PrivateTmp": "no",
+        "RootDirectory": ENGINE_ROOT,
         "MountAPIVFS": "yes",
+        "TemporaryFileSystem": "/tmp:size=64k,mode=1777",  # noqa: S108 - its own tmpfs
+        "PrivateTmp": "no",
         "BindReadOnlyPaths": ("/usr", "/lib", "-/lib64", "-/etc/ld.so.cache", "{interpreter}", "{home}/run/link"),
-        "ProtectHome": "tmpfs",
         "InaccessiblePaths": (),
-        "SystemCallFilter": ("@system-service", "~@privileged @resources", "sched_setaffinity"),
+        "SystemCallFilter": ("@system-service", "~@privileged @resources", OWN_FENCES, "sched_setaffinity"),
         "MemorySwapMax": "0",
         "LimitMEMLOCK": "infinity",
         "TasksMax": "256",
         "OOMScoreAdjust": "500",
-        "StandardOutput": "null",  # what an engine prints may hold a prompt
-        "StandardError": "null",
+        "StandardOutput": "null",  # what an engine prints may hold a prompt; it lets go of standard error itself
     },
     ceiling=1.0,
 )
