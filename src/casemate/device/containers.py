@@ -39,6 +39,7 @@ from casemate.keystores import UnlockedKeystore
 SUFFIX: Final = ".cmodel"
 _REDO_SUFFIX: Final = ".slots"
 _TEMPORARY_PREFIX: Final = ".new-"
+OWNER_HINT: Final = "run it as the user this home belongs to (root for /var/lib/casemate)"
 
 Progress = Callable[[int], None]  # called with the number of plaintext bytes just done
 
@@ -85,7 +86,8 @@ def open_container(path: Path) -> OpenContainer:
                 f"{path} is not a file", check="container-magic", hint="see `casemate model list`"
             )
         head = read_exact(fd, 0, min(fmt.HEAD_BYTES, info.st_size))
-        return OpenContainer(fd, path, fmt.parse(head, info.st_size, area=_pending_area(path)))
+        pending = _read_record(redo_path(path, fmt.parse_header(head)))
+        return OpenContainer(fd, path, fmt.parse(head, info.st_size, area=pending))
     except BaseException:
         os.close(fd)
         raise
@@ -360,42 +362,60 @@ def remove_leftovers(directory: Path) -> None:
 # --- changing slots -------------------------------------------------------------------------------------------------
 
 
-def redo_path(path: Path) -> Path:
-    """Return where the redo record of the container at *path* lies."""
-    return path.with_name(f".{path.name}{_REDO_SUFFIX}")
+def redo_path(path: Path, header: Header) -> Path:
+    """Return where the redo record of this very container lies: one left by another of the same name is never taken."""
+    return path.with_name(f".{path.name}.{header.file_id.hex()}{_REDO_SUFFIX}")
 
 
-def _pending_area(path: Path) -> bytes | None:
-    """Return the slot area of an unfinished change. It got its name when it was whole."""
-    with contextlib.suppress(FileNotFoundError), redo_path(path).open("rb") as file:
+def remove_records(path: Path) -> None:
+    """Remove redo records of containers that were at *path* and are gone."""
+    for record in path.parent.glob(f".{path.name}.*{_REDO_SUFFIX}"):
+        record.unlink(missing_ok=True)
+
+
+def _read_record(record: Path) -> bytes | None:
+    """Return the slot area of an unfinished change. The record got its name when it was whole."""
+    with contextlib.suppress(FileNotFoundError), record.open("rb") as file:
         return file.read(fmt.AREA_BYTES + 1)
     return None
 
 
 def replace_area(path: Path, header: Header, area: SlotArea, data_key: Secret) -> None:
-    """Change the slots and labels of the container at *path*, surviving a crash at any point."""
+    """Change the slots and labels of the container at *path*, surviving a crash at any point.
+
+    The caller holds `models_lock` exclusively.
+    """
     sealed = fmt.seal_area(header, area, data_key)
-    with UnnamedFile(path.parent) as record:
-        write_all(record.fd, sealed, 0)
-        record.commit(redo_path(path), replace=True)
-    _apply(path, sealed)
+    record = redo_path(path, header)
+    with UnnamedFile(path.parent) as file:
+        write_all(file.fd, sealed, 0)
+        file.commit(record, replace=True)
+    _apply(path, record, sealed)
 
 
-def finish_pending(opened: OpenContainer) -> None:
-    """Finish a change that a crash left, after `verify` has proven its area. Without the right to write: leave it."""
-    if redo_path(opened.path).exists():
-        with contextlib.suppress(PermissionError):
-            _apply(opened.path, opened.container.area)
+def finish_pending(opened: OpenContainer, *, locked: bool) -> None:
+    """Finish a change that a crash left, once `verify` has proven its area. *locked*: the caller holds `models_lock`.
+
+    Without the lock or the right to write it is left for later: the record counts as long as it is there.
+    """
+    record = redo_path(opened.path, opened.container.header)
+    if not record.exists():
+        return
+    with contextlib.suppress(PermissionError, BusyError), contextlib.ExitStack() as held:
+        if not locked:
+            held.enter_context(models_lock(opened.path.parent, exclusive=True))
+        if _read_record(record) == opened.container.area:  # nobody was faster
+            _apply(opened.path, record, opened.container.area)
 
 
-def _apply(path: Path, area: bytes) -> None:
+def _apply(path: Path, record: Path, area: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         write_all(fd, area, fmt.HEADER_BYTES)
         os.fsync(fd)
     finally:
         os.close(fd)
-    redo_path(path).unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -405,9 +425,13 @@ def models_lock(directory: Path, *, exclusive: bool) -> Iterator[None]:
 
     Raises:
         BusyError: somebody else holds it.
+        OperationError: it cannot be opened.
 
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperationError(f"cannot open {directory}: {error.strerror}", hint=OWNER_HINT) from error
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

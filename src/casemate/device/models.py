@@ -92,7 +92,15 @@ def path_of(home: Home, name: str) -> Path:
 def list_models(home: Home) -> list[ModelInfo]:
     """Return every container of the store by name, damaged ones too. Claims, not proof: see `verify_model`."""
     containers.remove_leftovers(home.models)
-    return [_look(path) for path in sorted(home.models.glob(f"*{SUFFIX}")) if not path.name.startswith(".")]
+    return [_look(home.models / (name + SUFFIX)) for name in _names(home)]
+
+
+def _names(home: Home) -> list[str]:
+    try:
+        files = sorted(path.name for path in home.models.iterdir())
+    except OSError as error:
+        raise OperationError(f"cannot read {home.models}: {error.strerror}", hint=containers.OWNER_HINT) from error
+    return [file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX) and not file.startswith(".")]
 
 
 def show_model(home: Home, name: str) -> ModelInfo:
@@ -131,8 +139,8 @@ def _info(path: Path, name: str, container: UntrustedContainer) -> ModelInfo:
 
 
 def _unknown(home: Home, name: str) -> NotFoundError:
-    have = ", ".join(sorted(path.name.removesuffix(SUFFIX) for path in home.models.glob(f"*{SUFFIX}")))
-    return NotFoundError(f"no model {name!r}", hint=f"have: {have or 'none'}; add one with `casemate model add FILE`")
+    have = ", ".join(_names(home)) or "none"
+    return NotFoundError(f"no model {name!r}", hint=f"have: {have}; add one with `casemate model add FILE`")
 
 
 # --- proving --------------------------------------------------------------------------------------------------------
@@ -140,9 +148,11 @@ def _unknown(home: Home, name: str) -> NotFoundError:
 
 @contextlib.contextmanager
 def opened_model(
-    home: Home, keystore: UnlockedKeystore, name: str
+    home: Home, keystore: UnlockedKeystore, name: str, *, locked: bool = False
 ) -> Iterator[tuple[OpenContainer, VerifiedContainer]]:
     """Open the container of *name* and prove its header, slots and labels; chunks prove themselves when they are read.
+
+    *locked*: the caller holds `containers.models_lock` exclusively.
 
     Raises:
         NotFoundError: there is none of that name.
@@ -162,7 +172,7 @@ def opened_model(
                 check="container-name",
                 hint="somebody moved model files: remove it and add the model again",
             )
-        containers.finish_pending(opened)
+        containers.finish_pending(opened, locked=locked)
         yield opened, verified
 
 
@@ -381,8 +391,8 @@ def _encrypt(keystore: UnlockedKeystore, source: Plaintext, target: _Target, pro
                 facts=source.inspection.facts,
             )
             writer.finish(SlotArea(slots=(containers.home_slot(header, data_key, keystore),), labels=labels))
-            containers.redo_path(target.path).unlink(missing_ok=True)
             file.commit(target.path, replace=target.replace)
+            containers.remove_records(target.path)
     except OSError as error:
         raise OperationError(
             f"cannot write the model: {error.strerror}", hint="free space, then try again; nothing was left behind"
@@ -448,7 +458,7 @@ def remove_model(home: Home, name: str) -> None:
     info = show_model(home, name)
     try:
         path.unlink()
-        containers.redo_path(path).unlink(missing_ok=True)
+        containers.remove_records(path)
         sync_directory(home.models)
     except OSError as error:
         raise OperationError(f"cannot remove {path}: {error.strerror}", hint="check its owner") from error

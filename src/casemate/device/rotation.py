@@ -103,7 +103,7 @@ def _rewrap_all(home: Home, keystore: UnlockedKeystore) -> tuple[int, dict[str, 
 
 def _rewrap(home: Home, keystore: UnlockedKeystore, name: str) -> int:
     """Wrap one container's data key with the new KEK; 1 when that was needed. What is not proven is not blessed."""
-    with models.opened_model(home, keystore, name) as (opened, verified):
+    with models.opened_model(home, keystore, name, locked=True) as (opened, verified):
         if any(isinstance(slot, fmt.HomeSlot) and slot.key == keystore.key_id for slot in verified.slots):
             return 0
         with containers.unwrap_for_home(opened.container, keystore) as data_key:

@@ -6,7 +6,7 @@ anything is allocated or looped over. What the loader in the engine would have t
 arrays, duplicate keys, gaps or overlaps between tensors, bytes after the last tensor (polyglots).
 
 A header that passes is plausible, not trusted: the engine still parses it only inside its sandbox.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+Format: the GGUF specification of the ggml project, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations

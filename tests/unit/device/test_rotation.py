@@ -92,6 +92,10 @@ def test_rotation_survives_a_kill_at_every_point(bench):
     assert len(bench.keyfile.read_text().splitlines()) == 1
 
 
+def record_of(path):
+    return containers.redo_path(path, fmt.parse_header(path.read_bytes()))
+
+
 def test_a_torn_slot_area_is_finished_from_its_record(bench):
     bench.add()
     path = homes.container_of(bench)
@@ -102,12 +106,12 @@ def test_a_torn_slot_area_is_finished_from_its_record(bench):
     ):
         slot = containers.home_slot(verified.header, data_key, keystore)
         area = fmt.seal_area(verified.header, fmt.SlotArea(slots=(slot,), labels=verified.labels), data_key)
-    containers.redo_path(path).write_bytes(area)
+    record_of(path).write_bytes(area)
     with path.open("r+b") as file:
         file.seek(fmt.HEADER_BYTES)
         file.write(area[:100] + os.urandom(400))
     assert bench.verify() == ""
-    assert not containers.redo_path(path).exists()
+    assert not record_of(path).exists()
     assert path.read_bytes()[fmt.HEADER_BYTES : fmt.HEAD_BYTES] == area
 
 
@@ -115,8 +119,34 @@ def test_a_planted_record_is_refused(bench):
     bench.add()
     path = homes.container_of(bench)
     data = path.read_bytes()
-    containers.redo_path(path).write_bytes(data[fmt.HEADER_BYTES : fmt.HEAD_BYTES - 1] + b"x")
+    record_of(path).write_bytes(data[fmt.HEADER_BYTES : fmt.HEAD_BYTES - 1] + b"x")
     assert bench.verify() == "container-mac"
-    containers.redo_path(path).write_bytes(b"short")
+    record_of(path).write_bytes(b"short")
     assert bench.verify() == "container-slots"
     assert path.read_bytes() == data
+
+
+def test_a_record_of_another_container_of_that_name_is_not_taken(bench):
+    """`add --replace` was killed before it could clean up: the new container does not fall for the old one's record."""
+    bench.add()
+    path = homes.container_of(bench)
+    stale = record_of(path)
+    area = path.read_bytes()[fmt.HEADER_BYTES : fmt.HEAD_BYTES]
+    bench.add(replace=True)
+    stale.write_bytes(area)
+    assert bench.verify() == ""
+    models.remove_model(bench.home, "tiny")
+    assert not stale.exists()
+
+
+def test_a_change_is_not_finished_while_somebody_else_changes_models(bench):
+    bench.add()
+    path = homes.container_of(bench)
+    data = path.read_bytes()
+    record = record_of(path)
+    record.write_bytes(data[fmt.HEADER_BYTES : fmt.HEAD_BYTES])
+    with containers.models_lock(bench.home.models, exclusive=True):
+        assert bench.verify() == ""
+        assert record.exists()
+    assert bench.verify() == ""
+    assert not record.exists()
