@@ -13,6 +13,7 @@ ANY_HOST = weakened(
     "from casemate.device.gateway.context import Gateway",
     "Gateway.accepts_host = Gateway.app_accepts_host = lambda self, *rest: True",
 )
+IN_CLEAR = weakened("import casemate.device.gateway.serve as s", "s.is_loopback = lambda host: True")
 APPS = {"default": None, "public": 'hosts = ["chat.example.org"]'}
 
 
@@ -20,6 +21,16 @@ APPS = {"default": None, "public": 'hosts = ["chat.example.org"]'}
 def gateway(tmp_path_factory):
     with running_gateway(tmp_path_factory.mktemp("hosts"), apps=APPS, settings={"hosts": ["Pi.Local"]}) as running:
         yield running
+
+
+def own_address():
+    """Return an address of this machine that is not loopback; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return probe.getsockname()[0]
 
 
 def status(gateway, host, path="/v1/models", app="default"):
@@ -46,6 +57,20 @@ def test_a_rebound_name_gets_no_answer_not_even_the_page_or_a_probe(gateway, hos
 def test_loopback_and_configured_names_are_answered(gateway):
     for host in ("localhost", "LOCALHOST:1234", "127.0.0.1", "[::1]:8080", "pi.local", "pi.local:443", "localhost."):
         assert status(gateway, host) == 200, host
+
+
+def test_off_loopback_the_address_itself_is_a_name_and_no_other_address_is(tmp_path):
+    with running_gateway(tmp_path, address="0.0.0.0", argv=IN_CLEAR) as gateway:
+        assert status(gateway, "127.0.0.1") == 200
+        for host in ("0.0.0.0", "10.1.2.3", "169.254.169.254"):
+            assert status(gateway, host) == 421
+        own = own_address()
+        if own:
+            headers = {"authorization": f"Bearer {gateway.key}"}
+            url = f"http://{own}:{gateway.port}/v1/models"
+            assert httpx.get(url, headers=headers, trust_env=False).status_code == 200
+            rebound = {**headers, "host": "evil.example"}
+            assert httpx.get(url, headers=rebound, trust_env=False).status_code == 421
 
 
 def test_a_name_of_one_apps_policy_is_not_a_name_for_another(gateway):

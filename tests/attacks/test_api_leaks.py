@@ -16,7 +16,7 @@ BROKEN = (
 TALKATIVE = (
     *BROKEN,
     "import casemate.device.gateway.shell as s",
-    "s._where = lambda error: repr(error)",
+    "s.fault_place = lambda error: repr(error)",
 )
 
 

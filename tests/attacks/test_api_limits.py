@@ -204,6 +204,23 @@ def test_one_address_cannot_hold_every_connection(tmp_path):
         gateway.wait_for(lambda: gateway.chat().status_code == 200)
 
 
+def test_a_client_that_does_not_read_its_answer_is_hung_up_on(tmp_path):
+    def flood(job):
+        while job.say("word " * 2000):
+            pass
+        job.done()
+
+    short = weakened("import casemate.device.gateway.listener as l", "l.STALL_SECONDS = 0.5")
+    with running_gateway(tmp_path, argv=short, engines=[FakeEngine(script=flood)]) as gateway:
+        body = json.dumps({"model": "test", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", gateway.port))
+            head = HALF_HEAD + b"content-length: %d\r\nauthorization: Bearer %b\r\n\r\n"
+            sock.sendall(head % (len(body), gateway.key.encode()) + body)
+            gateway.wait_for(lambda: gateway.engine.cancels)
+
+
 # --- the guard's time
 
 

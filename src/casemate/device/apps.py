@@ -194,7 +194,7 @@ class AppStore:
     def _writing(self) -> Iterator[list[AppRecord]]:
         """Yield the records to change; they are written, atomically, when the block ends well."""
         try:
-            fd = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise OperationError(
                 f"cannot write {self._directory}: {error.strerror}",
@@ -224,7 +224,7 @@ def _index(records: list[AppRecord], name: str) -> int:
 
 def _read_bounded(path: Path, limit: int) -> bytes | None:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
             data = file.read(limit + 1)
     except FileNotFoundError:
         return None

@@ -126,6 +126,21 @@ def test_the_signature_changes_with_every_change(store, apps):
     assert signature(apps / "nowhere") == ()
 
 
+@pytest.mark.parametrize("name", ["apps.json", ".lock", "kitchen.toml"])
+def test_a_link_put_in_place_of_a_file_is_not_followed(store, apps, tmp_path, name):
+    store.add("kitchen", (b"max_choices = 2", "k.toml"))
+    target = tmp_path / "elsewhere"
+    target.write_text('{"schema": 1, "apps": []}')
+    (apps / name).unlink(missing_ok=True)
+    (apps / name).symlink_to(target)
+    if name == "kitchen.toml":
+        assert "kitchen.toml" in read_apps(apps).faults[0]
+        return
+    with pytest.raises((ConfigError, OperationError)):
+        store.add("other")
+    assert target.read_text() == '{"schema": 1, "apps": []}'
+
+
 def test_writers_at_the_same_time_lose_nothing(store, apps):
     def work(worker):
         for number in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -89,10 +90,27 @@ def _pieces(request: ChatRequest, policy: AppPolicy) -> list[Piece]:
     for index, document in enumerate(request.documents or ()):
         pieces.append(Piece(document.text, Channel.DOCUMENT, f"documents[{index}].text"))
         pieces.append(Piece(document.title or "", Channel.DOCUMENT, f"documents[{index}].title"))
+    pieces += _runs(pieces[: len(request.messages)], request, policy)
     if isinstance(request.response_format, schema.SchemaFormat):
         words = msgspec.json.encode(request.response_format.json_schema).decode()
         pieces.append(Piece(words, Channel.USER, "response_format"))
     return pieces
+
+
+def _runs(messages: Sequence[Piece], request: ChatRequest, policy: AppPolicy) -> list[Piece]:
+    """Return the texts of one speaker in a row as they will stand together: an attack may be split over messages."""
+    runs: list[list[int]] = []
+    roles = [conversation.effective_role(message.role, policy) for message in request.messages]
+    for index, role in enumerate(roles):
+        if index and role == roles[index - 1]:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return [
+        Piece("\n\n".join(messages[i].text for i in run), messages[run[0]].channel, f"messages[{run[0]}..{run[-1]}]")
+        for run in runs
+        if len(run) > 1
+    ]
 
 
 def _channel(role: str, policy: AppPolicy) -> Channel:

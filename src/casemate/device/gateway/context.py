@@ -40,16 +40,22 @@ class Gateway:
     """Keys the placeholders of this process's lifetime."""
     budget: BodyBudget = dataclasses.field(default_factory=BodyBudget)
 
-    def accepts_host(self, name: str) -> bool:
-        """Whether a request may name this *name* (without port) in its Host header."""
-        return name in LOOPBACK_NAMES or name in self.hosts or any(name in hosts for hosts in self._app_hosts())
+    def accepts_host(self, name: str, local: str) -> bool:
+        """Whether a request may name this *name* (without port) in its Host header.
+
+        *local* is the address it came in on: a browser that was lured here by DNS sends a name, never that address.
+        """
+        return self._is_own(name, local) or any(name in hosts for hosts in self._app_hosts())
+
+    def _is_own(self, name: str, local: str) -> bool:
+        return name in LOOPBACK_NAMES or name in self.hosts or (name == local != "")
 
     def _app_hosts(self) -> list[tuple[str, ...]]:
         return [app.policy.hosts for app in self.apps.by_key_id.values() if app.policy]
 
-    def app_accepts_host(self, app: App, name: str) -> bool:
+    def app_accepts_host(self, app: App, name: str, local: str) -> bool:
         """Whether *app* may be called under *name*: a name of another app's policy is not enough."""
-        return name in LOOPBACK_NAMES or name in self.hosts or bool(app.policy and name in app.policy.hosts)
+        return self._is_own(name, local) or bool(app.policy and name in app.policy.hosts)
 
     @property
     def ready(self) -> bool:

@@ -45,6 +45,14 @@ class BodyBudget:
         self._left += count
 
 
+def host_name(value: str) -> str:
+    """Return the name in a Host header: lower case, no port, no brackets, no final dot."""
+    name = value.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0].removesuffix(".")
+
+
 class Exchange:
     """The ASGI triple of one request, with the few verbs the endpoints need."""
 
@@ -64,6 +72,18 @@ class Exchange:
         """Return the peer's address ("local" for a socket that has none)."""
         peer = self.scope.get("client")
         return str(peer[0]) if peer else "local"
+
+    @property
+    def local(self) -> str:
+        """Return the address this request came in on ("" for a socket that has none)."""
+        own = self.scope.get("server")
+        return str(own[0]) if own and own[1] is not None else ""
+
+    @property
+    def host(self) -> str | None:
+        """Return the name in the Host header; None when there is not exactly one."""
+        values = self.headers.getlist("host")
+        return host_name(values[0]) if len(values) == 1 else None
 
     async def body(self, budget: BodyBudget, look: Callable[[bytes], ApiError | None]) -> bytes:
         """Read the whole body.

@@ -26,6 +26,8 @@ MESSAGE_BYTES: Final = 16 * MAX_BODY
 """What is read (and thrown away beyond `MAX_BODY`) so that a client still gets its 413."""
 HANDSHAKE_SECONDS: Final = 10.0
 KEEP_ALIVE_SECONDS: Final = 30
+STALL_SECONDS: Final = 60.0
+"""How long a client may leave what was sent to it unread."""
 MAX_CONNECTIONS: Final = 256
 MAX_PER_ADDRESS: Final = 128
 
@@ -35,6 +37,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     per_address: collections.Counter[str] = collections.Counter()  # noqa: RUF012 - one table for all connections
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
     _in_head = True
     _completed = False
     _count = 0
@@ -54,6 +57,8 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_timer()
+        if self._stall:
+            self._stall.cancel()
         if self._counted:
             self.per_address[self._counted] -= 1
             if not self.per_address[self._counted]:
@@ -86,6 +91,17 @@ class PatientProtocol(HttpToolsProtocol):
         self._count = 0
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever."""
+        self._stall = self.loop.call_later(STALL_SECONDS, self._too_slow)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on: it reads again."""
+        if self._stall:
+            self._stall.cancel()
+        super().resume_writing()
+
     def _wait_for_head(self) -> None:
         self._in_head = True
         self._count = 0
@@ -101,7 +117,6 @@ class PatientProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _too_slow(self) -> None:
-        self._timer = None
         if self.transport and not self.transport.is_closing():
             self.transport.abort()
 

@@ -17,7 +17,7 @@ from casemate.device.gateway.exchange import Exchange
 from casemate.device.gateway.models import list_models, one_model
 from casemate.device.gateway.page import page_routes
 from casemate.device.gateway.refusals import ApiError
-from casemate.device.gateway.shell import Shell, host_name
+from casemate.device.gateway.shell import Shell
 
 Handler = Callable[[Gateway, Exchange, App], Awaitable[None]]
 
@@ -45,7 +45,7 @@ class Endpoint:
         except ApiError as error:
             self._gateway.wrong_key(exchange.client, error.code)
             raise
-        if not self._gateway.app_accepts_host(app, host_name(exchange.headers["host"])):
+        if not self._gateway.app_accepts_host(app, exchange.host or "", exchange.local):
             raise refusals.misdirected()
         return app
 

@@ -8,7 +8,6 @@ from casemate.device.gateway.context import Gateway
 from casemate.device.gateway.exchange import Exchange
 from casemate.device.gateway.metrics import CONTENT_TYPE
 from casemate.device.gateway.refusals import misdirected, no_path
-from casemate.device.gateway.shell import host_name
 
 
 class MetricsApp:
@@ -21,7 +20,7 @@ class MetricsApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the Host check is the API's."""
         exchange = Exchange(scope, receive, send)
-        if not self._gateway.accepts_host(host_name(exchange.headers.get("host", ""))):
+        if not self._gateway.accepts_host(exchange.host or "", exchange.local):
             await exchange.refuse(misdirected())
         elif scope["path"] == "/metrics" and scope["method"] in {"GET", "HEAD"}:
             await exchange.reply(self._gateway.metrics.scrape(), kind=CONTENT_TYPE)

@@ -20,6 +20,7 @@ from casemate.device.gateway.context import Gateway, assemble
 from casemate.device.gateway.listener import Listener
 from casemate.device.gateway.routes import build_app
 from casemate.device.gateway.scrape import MetricsApp
+from casemate.device.gateway.shell import fault_place
 from casemate.device.gateway.shield import GuardShield
 from casemate.device.gateway.tls import is_loopback, server_context
 from casemate.device.process import Child
@@ -75,7 +76,9 @@ class Process:
             listeners.append(Listener(MetricsApp(self.gateway), socket.socket(fileno=fds["metrics"])))
         for work in (*(listener.serve() for listener in listeners), self._watch_apps(), self._report()):
             self._spawn(work)
-        asyncio.get_running_loop().add_reader(self._child.control.fileno(), self._on_control)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_fault)
+        loop.add_reader(self._child.control.fileno(), self._on_control)
         self._child.ready()
         await self._stop.wait()
         for listener in listeners:
@@ -161,10 +164,18 @@ class Process:
             self.gateway.report_wrong_keys()
 
 
+def _on_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught: where, never with its message, which may quote a prompt."""
+    del loop
+    error = context.get("exception")
+    _log.error("a fault nobody caught: %s", fault_place(error) if error else "without an exception")
+
+
 def run(child: Child) -> None:
     """Serve until the agent goes away."""
     disable_created_metrics()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.WARNING, format="gateway: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log every malformed request of anybody
 
     async def serve() -> None:
         await Process(child).run()
@@ -173,4 +184,7 @@ def run(child: Child) -> None:
         asyncio.run(serve())
     except CasemateError as error:
         child.fatal(error)
+    except Exception as error:  # noqa: BLE001 - the agent starts a new one; the log gets a place, not a message
+        _log.error("the gateway failed: %s", fault_place(error))
+        os._exit(1)
     os._exit(0)

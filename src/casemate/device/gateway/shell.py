@@ -72,24 +72,15 @@ class Shell:
         except HTTPException as error:
             await exchange.refuse(_from_starlette(error))
         except Exception as error:  # noqa: BLE001 - the edge: whatever it was, the client gets an id and no detail
-            _log.error("request %s failed: %s", exchange.request_id, _where(error))
+            _log.error("request %s failed: %s", exchange.request_id, fault_place(error))
             await exchange.refuse(refusals.internal())
         finally:
             route = scope.get("route_name", "other")
             self._gateway.metrics.requests.labels(route, str(exchange.status or 499)).inc()
 
     def _check_host(self, exchange: Exchange) -> None:
-        hosts = exchange.headers.getlist("host")
-        if len(hosts) != 1 or not self._gateway.accepts_host(host_name(hosts[0])):
+        if exchange.host is None or not self._gateway.accepts_host(exchange.host, exchange.local):
             raise refusals.misdirected()
-
-
-def host_name(value: str) -> str:
-    """Return the name in a Host header: lower case, no port, no brackets, no final dot."""
-    name = value.strip().lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0].removesuffix(".")
 
 
 def _with_headers(send: Send, scope: Scope) -> Send:
@@ -114,7 +105,7 @@ def _from_starlette(error: HTTPException) -> ApiError:
     return refusals.no_path()
 
 
-def _where(error: BaseException) -> str:
+def fault_place(error: BaseException) -> str:
     """Return the type of *error* and the line it came from, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None

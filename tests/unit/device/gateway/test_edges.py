@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.device.gateway import refusals
-from casemate.device.gateway.exchange import MAX_BODY, BodyBudget, ClientGone, Exchange
+from casemate.device.gateway.exchange import MAX_BODY, BodyBudget, ClientGone, Exchange, host_name
 from casemate.device.gateway.refusals import ApiError
-from casemate.device.gateway.shell import _where, host_name
+from casemate.device.gateway.shell import fault_place
 from casemate.device.gateway.tls import is_loopback, require_tls, server_context
 from casemate.errors import ConfigError
 
@@ -60,7 +60,7 @@ def test_a_fault_is_told_without_its_message():
     try:
         raise ValueError("the prompt was: my secret")  # noqa: TRY301
     except ValueError as error:
-        told = _where(error)
+        told = fault_place(error)
     assert "ValueError at test_edges.py:" in told
     assert "secret" not in told
 
