@@ -16,11 +16,11 @@ import msgspec
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.keystore import Assurance
 from casemate.crypto.secret import Secret
-from casemate.errors import BusyError, CasemateError, NotAuthorisedError, NotFoundError, OperationError
+from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, OperationError
 from casemate.formats import keystore as document_format
 from casemate.formats.keystore import Document, Previous, RecoverySlot, Slot
 from casemate.keystores.document import FILE_NAME, HomePlace, exists, main_kind, read_document, slot_kind
-from casemate.keystores.files import replace_small
+from casemate.keystores.files import locked_directory, replace_small
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
 from casemate.keystores.recovery import RecoveryKeystore, format_code
@@ -118,7 +118,7 @@ def create(home: HomePlace, sources: Sources) -> UnlockedKeystore:
         slots=(slot,),
     )
     path = home.keystore / FILE_NAME
-    return _save(path, document, kek, way.assurance(), way.kind)
+    return _save(path, document, kek, way.assurance(), way.kind, replacing=None)
 
 
 def unlock(home: HomePlace, sources: Sources) -> UnlockedKeystore:
@@ -151,7 +151,9 @@ def add_recovery(keystore: UnlockedKeystore, show: Callable[[str], None]) -> Unl
     show(code)
     slots = tuple(old for old in keystore.document.slots if not isinstance(old, RecoverySlot))
     document = msgspec.structs.replace(keystore.document, slots=(*slots, slot))
-    return _save(keystore.path, document, keystore.kek, keystore.assurance, keystore.opened_by)
+    return _save(
+        keystore.path, document, keystore.kek, keystore.assurance, keystore.opened_by, replacing=keystore.document
+    )
 
 
 def recovery_only(keystore: UnlockedKeystore) -> bytes:
@@ -198,13 +200,15 @@ def begin_rotation(
         slots=slots,
         previous=Previous(key=old.kek, wrapped=wrap_previous(kek, keystore.kek)),
     )
-    return _save(keystore.path, document, kek, way.assurance(), way.kind)
+    return _save(keystore.path, document, kek, way.assurance(), way.kind, replacing=old)
 
 
 def finish_rotation(keystore: UnlockedKeystore) -> UnlockedKeystore:
     """Forget the old KEK, once no container needs it."""
     document = msgspec.structs.replace(keystore.document, previous=None)
-    return _save(keystore.path, document, keystore.kek, keystore.assurance, keystore.opened_by)
+    return _save(
+        keystore.path, document, keystore.kek, keystore.assurance, keystore.opened_by, replacing=keystore.document
+    )
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -250,13 +254,17 @@ def _new_recovery(home: str, kek: Secret) -> tuple[Slot, str]:
         return slot, format_code(secret)
 
 
-def _save(path: Path, document: Document, kek: Secret, assurance: Assurance, kind: str) -> UnlockedKeystore:
-    """Write and read back: what is returned is what the disk holds."""
-    try:
+def _save(
+    path: Path, document: Document, kek: Secret, assurance: Assurance, kind: str, *, replacing: Document | None
+) -> UnlockedKeystore:
+    """Put *document* in the place of *replacing* and of nothing else, and read back: what is returned is on the disk.
+
+    Two commands that change the keystore at once must not undo each other: a KEK that is lost so takes models with it.
+    """
+    with locked_directory(path.parent):
+        current = document_format.parse(path.read_bytes()) if path.exists() else None
+        if (current and current.mac) != (replacing and replacing.mac):
+            raise BusyError("the keystore was changed by another command meanwhile", hint="try again")
         replace_small(path, document_format.encode(document, kek), "keystore")
         written = document_format.parse(path.read_bytes())
-        return open_document(path, written, kek, assurance, kind)
-    except CasemateError:
-        raise
-    except OSError as error:
-        raise OperationError(f"cannot write the keystore: {error.strerror}", hint="check its directory") from error
+    return open_document(path, written, kek, assurance, kind)

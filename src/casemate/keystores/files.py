@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from casemate.errors import NotFoundError, OperationError
@@ -62,6 +64,25 @@ def replace_small(path: Path, data: bytes, what: str) -> None:
             f"cannot write the {what} {path}: {error.strerror}",
             hint="free space or make its directory writable, then try again; nothing was changed",
         ) from error
+
+
+@contextlib.contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Be the only one who changes files in *path* for a moment; waits for others.
+
+    Raises:
+        OperationError: it cannot be opened.
+
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperationError(f"cannot open {path}: {error.strerror}", hint="check its owner") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -19,7 +19,7 @@ from casemate.errors import NotAuthorisedError, NotFoundError, OperationError, U
 from casemate.formats.keystore import KeyfileSlot, key_id
 from casemate.keystores.document import HomePlace
 from casemate.keystores.evidence import judge_stored_secret, path_of
-from casemate.keystores.files import read_small, replace_small
+from casemate.keystores.files import locked_directory, read_small, replace_small
 
 FILE_LIMIT: Final = 8192
 LINE_LIMIT: Final = 32
@@ -47,12 +47,15 @@ class KeyfileKeystore:
             raise OperationError(
                 f"cannot make {path.parent}: {error.strerror}", hint="set CASEMATE_KEYFILE to a place you can write"
             ) from error
-        lines = _parse(self._read()) if path.exists() else {}
-        if len(lines) >= LINE_LIMIT:
-            raise OperationError(f"{path} holds {len(lines)} keys", hint="use another CASEMATE_KEYFILE for this home")
         secret = Secret.random()
         name = key_id(secret)
-        self._write({**lines, (self._home.id, name): secret})
+        with locked_directory(path.parent):
+            lines = _parse(self._read()) if path.exists() else {}
+            if len(lines) >= LINE_LIMIT:
+                raise OperationError(
+                    f"{path} holds {len(lines)} keys", hint="use another CASEMATE_KEYFILE for this home"
+                )
+            self._write({**lines, (self._home.id, name): secret})
         return KeyfileSlot(key=name), secret
 
     def recall(self, slot: KeyfileSlot) -> Secret:
@@ -70,15 +73,17 @@ class KeyfileKeystore:
 
     def keep_only(self, slot: KeyfileSlot | None) -> None:
         """Remove this home's keys but that of *slot* (None: all): nothing needs them any more."""
-        if not self._place().exists():
+        path = self._place()
+        if not path.exists():
             return
-        lines = _parse(self._read())
         wanted = slot.key if slot else ""
-        kept = {line: key for line, key in lines.items() if line[0] != self._home.id or line[1] == wanted}
-        if not kept:
-            self._place().unlink()
-        elif len(kept) != len(lines):
-            self._write(kept)
+        with locked_directory(path.parent):
+            lines = _parse(self._read())
+            kept = {line: key for line, key in lines.items() if line[0] != self._home.id or line[1] == wanted}
+            if not kept:
+                path.unlink()
+            elif len(kept) != len(lines):
+                self._write(kept)
 
     def assurance(self) -> Assurance:
         """Judge the file's owner, mode and place."""

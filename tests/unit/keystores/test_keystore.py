@@ -318,3 +318,30 @@ def test_rotation_replaces_the_recovery_code(bench):
         else:
             with pytest.raises(NotAuthorisedError):
                 keystores.unlock(bench.home, sources)
+
+
+# --- two at once ------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_based_on_an_older_keystore_is_refused(bench):
+    """Otherwise a recovery code made during a rotation would bring the old KEK back, and the models would be lost."""
+    stale = bench.unlock()
+    with bench.unlock() as keystore, keystores.begin_rotation(keystore, bench.sources.keyfile_keystore(), print) as new:
+        keystores.finish_rotation(new).wipe()
+    for change in (
+        lambda: keystores.add_recovery(stale, print),
+        lambda: keystores.begin_rotation(stale, bench.sources.keyfile_keystore(), print),
+        lambda: keystores.finish_rotation(stale),
+    ):
+        with pytest.raises(BusyError, match="meanwhile"):
+            change()
+    with bench.unlock() as keystore:
+        assert keystore.key_id != stale.key_id
+
+
+def test_two_that_make_a_keystore_at_once_make_one(bench, monkeypatch):
+    monkeypatch.setattr(keystores, "exists", lambda _directory: False)
+    before = document_of(bench).read_bytes()
+    with pytest.raises(BusyError):
+        keystores.create(bench.home, bench.sources)
+    assert document_of(bench).read_bytes() == before
