@@ -15,7 +15,7 @@ from typing import Final
 from casemate.device.gateway import refusals
 from casemate.device.gateway.refusals import ApiError
 from casemate.device.gateway.shield import Conversation, Shield
-from casemate.guard import Action, Channel, Verdict
+from casemate.guard import Action, Channel, GuardPolicy, Verdict, never_over
 
 INLINE_CHARS: Final = 2048
 BUDGET_SECONDS: Final = 2.0
@@ -83,6 +83,18 @@ class Screening:
             return await asyncio.wait_for(work, self._budget + HANG_SECONDS)
         except TimeoutError:
             raise refusals.guard_down() from None
+
+    def warm_up(self) -> None:
+        """Judge and guard a word in the worker, so that the first client does not wait for tables to be built."""
+        self._pool.submit(self._rehearse)
+
+    def _rehearse(self) -> None:
+        conversation = Conversation(GuardPolicy(), bytes(32))
+        self.shield.check("good morning", Channel.USER, conversation.policy, never_over)
+        self.shield.check("good morning", Channel.DOCUMENT, conversation.policy, never_over)
+        answer = self.shield.open_answer(conversation)
+        answer.feed("good morning, ")
+        answer.flush()
 
     def _judge(self, pieces: Sequence[Piece], conversation: Conversation) -> Screened:
         ends = self._monotonic() + self._budget

@@ -80,6 +80,7 @@ class Process:
         loop.set_exception_handler(_on_fault)
         loop.add_reader(self._child.control.fileno(), self._on_control)
         self._child.ready()
+        self.gateway.screening.warm_up()
         await self._stop.wait()
         for listener in listeners:
             listener.should_exit = True
