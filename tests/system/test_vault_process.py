@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from casemate.crypto import kdf
 from casemate.crypto.secret import Secret
 from casemate.device import models
 from casemate.device.channel import Channel, ChannelClosed, pair
+from casemate.device.children import start_python
 from casemate.device.home import Home, owner_of
-from casemate.device.process import CONTROL_FD_VARIABLE
 from casemate.formats import ipc
 from support import gguf_files, homes
 
@@ -67,32 +65,24 @@ def status_of(pid):
 @contextlib.contextmanager
 def vault(home, fds, **settings):
     """Start the process as the agent does; yields (control, journal, process)."""
-    ours, theirs = pair()
-    log, far = pair()
+    (ours, theirs), (log, far) = pair(), pair()
     journal = Journal(log)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "casemate.device.vault"],
-        env={"PATH": os.environ["PATH"], CONTROL_FD_VARIABLE: str(theirs.fileno())},
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-    )
-    theirs.close()
-    control = Channel(ours, ipc.ChildToAgent)
-    try:
-        assert control.recv(30)[0].role == "vault"
-        owner = owner_of("vault")
-        ids = {"uid": owner.uid, "gid": owner.gid} if owner else {}
-        everything = {**fds, "journal": far.fileno()}
-        start = ipc.Start(home=str(home.path), fds=tuple(everything), settings=settings, **ids)
-        control.send(start, list(everything.values()))
-        far.close()
-        yield control, journal, process
-    finally:
-        control.close()
-        process.wait(30)
-        log.close()
-        for fd in fds.values():
-            os.close(fd)
+    with ours, log:
+        with theirs:
+            process = start_python("vault", owner_of("vault"), theirs.fileno())
+        control = Channel(ours, ipc.ChildToAgent)
+        try:
+            with far:
+                assert control.recv(30)[0].role == "vault"
+                everything = {**fds, "journal": far.fileno()}
+                start = ipc.Start(home=str(home.path), fds=tuple(everything), settings=settings)
+                control.send(start, list(everything.values()))
+            yield control, journal, process
+        finally:
+            control.close()
+            process.wait(30)
+            for fd in fds.values():
+                os.close(fd)
 
 
 def test_it_unlocks_and_hands_over(home):
