@@ -21,6 +21,9 @@ from tools.train_guard.rows import DATA, HERE, Row, training_rows
 
 from casemate.guard.classes import CLASSES
 from casemate.guard.grammar import Lexicon
+from casemate.guard.normalize import normalize
+from casemate.guard.sentences import read_text
+from casemate.guard.spelling import Spelling
 
 GUARD_DATA = HERE.parents[1] / "src/casemate/guard/data"
 SEED = 20240601
@@ -53,7 +56,8 @@ def main() -> None:
     bag = make_bag([row.text for row in rows], lexicon)
     say(f"{len(rows)} texts, {bag.windows.shape[0]} windows, {len(lexicons)} lexicons")
     sets = {job.name: train(job, bag, labels, rows) for job in jobs(rows)}
-    stored = {"schema": 1, "classes": CLASSES, "sets": sets, "provenance": provenance(rows)}
+    ordinary = " ".join(ordinary_words(rows, lexicon))
+    stored = {"schema": 1, "classes": CLASSES, "sets": sets, "ordinary": ordinary, "provenance": provenance(rows)}
     if not arguments.dry_run:
         text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
         (GUARD_DATA / "injection.json").write_text(text, encoding="utf-8")
@@ -104,6 +108,18 @@ def thresholds(job: Job, fitter: Fitter, rows: list[Row]) -> tuple[float, float]
         float(pool[min(len(pool) - 1, int(np.ceil(len(pool) * (1 - rate))) - 1)]) + 0.01
         for rate in (FALSE_ALARMS[job.name], FLAGGED[job.name])
     )
+
+
+def ordinary_words(rows: list[Row], lexicon: Lexicon) -> list[str]:
+    """Return the words of harmless texts that would be taken for misspelt telling words."""
+    spelling = Spelling(lexicon, frozenset())
+    found: set[str] = set()
+    for row in rows:
+        if not row.label:
+            reading = read_text(normalize(row.text).text, lexicon)
+            unknown = {token for token, entry in zip(reading.tokens, reading.entries, strict=True) if entry is None}
+            found.update(spelling.corrections(unknown))
+    return sorted(found)
 
 
 def provenance(rows: list[Row]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from casemate.guard.classes import FEATURES, allowed_signs
 from casemate.guard.features import find_facts, mask_features, windows_of
 from casemate.guard.grammar import Lexicon
 from casemate.guard.normalize import normalize
-from casemate.guard.sentences import read_sentences, tokens_of
+from casemate.guard.sentences import cut_sentences, read_text
 
 ROUNDS = 4
 WEIGHT_SUM = 2000.0
@@ -38,7 +38,7 @@ class Bag:
 
 def windows_of_text(text: str, lexicon: Lexicon) -> list[list[int]]:
     """Return the distinct windows of *text*, each as a sorted list of feature numbers."""
-    facts = find_facts(read_sentences(tokens_of(normalize(text).text, lexicon), lexicon), WANTED)
+    facts = find_facts(cut_sentences(read_text(normalize(text).text, lexicon).entries), WANTED)
     found = {tuple(sorted({*mask_features(window.mask), *window.near})) for window in windows_of(facts)}
     return [[number for number in features if SIGNS[number]] for features in sorted(found)] or [[]]
 

@@ -41,7 +41,8 @@ def read_bundle(data: bytes) -> InjectionJudge:
         raise UntrustedDataError(f"guard bundle: {error}", check="guard-bundle") from None
     if bundle.schema != SCHEMA or len(bundle.lexicons) > LANGUAGE_LIMIT:
         raise UntrustedDataError("guard bundle is of another version", check="guard-bundle")
-    return InjectionJudge(Lexicon(bundle.lexicons, CLASSES), read_model(bytes(bundle.model)))
+    models, ordinary = read_model(bytes(bundle.model))
+    return InjectionJudge(Lexicon(bundle.lexicons, CLASSES), models, ordinary)
 
 
 def shipped_bundle() -> bytes:

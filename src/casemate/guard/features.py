@@ -14,7 +14,8 @@ from casemate.guard.sentences import Sentence
 
 NEAR: Final = 5
 WINDOW: Final = 3
-_CORE_MASK: Final = sum(1 << number for number in CORE)
+CORE_MASK: Final = sum(1 << number for number in CORE)
+NONE: Final[frozenset[int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +40,29 @@ def find_facts(sentences: Sequence[Sentence], wanted: bytes) -> list[Facts]:
     """Return the facts of each sentence; near pairs only where *wanted* (one byte a feature) is not zero."""
     facts: list[Facts] = []
     for sentence in sentences:
-        hits = sorted(set(sentence.hits))
         mask = 0
-        for _, number in hits:
+        for _, number in sentence.hits:
             mask |= 1 << number
-        facts.append(Facts(mask, frozenset(_near_pairs(hits, wanted)) if mask & _CORE_MASK else frozenset()))
+        facts.append(Facts(mask, _near_pairs(sentence.hits, wanted) if mask & CORE_MASK else NONE))
     return facts
 
 
 def windows_of(facts: Sequence[Facts]) -> Iterator[Window]:
-    """Yield every window of one to WINDOW neighbouring sentences."""
-    for first in range(len(facts)):
-        mask = 0
-        near: frozenset[int] = frozenset()
-        for end in range(first + 1, min(first + WINDOW, len(facts)) + 1):
-            mask |= facts[end - 1].mask
-            near |= facts[end - 1].near
-            yield Window(first, end, mask, near)
+    """Yield every window of one to WINDOW sentences that begins and ends with a sentence of weight.
+
+    What can only lower a score never makes a better window, so sentences without core classes stand between, not at
+    the edges.
+    """
+    telling = [index for index, fact in enumerate(facts) if fact.mask & CORE_MASK]
+    for first in telling:
+        mask, near = facts[first].mask, facts[first].near
+        yield Window(first, first + 1, mask, near)
+        for end in range(first + 2, min(first + WINDOW, len(facts)) + 1):
+            fact = facts[end - 1]
+            mask |= fact.mask
+            if fact.mask & CORE_MASK:
+                near |= fact.near
+                yield Window(first, end, mask, near)
 
 
 def mask_features(mask: int) -> list[int]:
@@ -65,15 +72,18 @@ def mask_features(mask: int) -> list[int]:
     return [*present, *pairs]
 
 
-def _near_pairs(hits: Sequence[tuple[int, int]], wanted: bytes) -> Iterator[int]:
-    for index, (position, number) in enumerate(hits):
-        core = number in CORE
-        limit = position + NEAR
-        for other_position, other in hits[index + 1 :]:
-            if other_position > limit:
-                break
-            if other_position == position or not (core or other in CORE):
-                continue
-            feature = NEAR_BASE + (number * SIZE + other if number < other else other * SIZE + number)
-            if wanted[feature]:
-                yield feature
+def _near_pairs(hits: Sequence[tuple[int, int]], wanted: bytes) -> frozenset[int]:
+    """Return the wanted pairs of classes within NEAR positions of each other; *hits* are in order of position."""
+    found: set[int] = set()
+    recent: list[tuple[int, int]] = []
+    for position, number in hits:
+        limit = position - NEAR
+        if recent and recent[0][0] < limit:
+            recent = [hit for hit in recent if hit[0] >= limit]
+        for other_position, other in recent:
+            if other_position != position:
+                pair = number * SIZE + other if number < other else other * SIZE + number
+                if wanted[NEAR_BASE + pair]:
+                    found.add(NEAR_BASE + pair)
+        recent.append((position, number))
+    return frozenset(found)

@@ -8,8 +8,9 @@ learnt about classes holds for every language and for sentences nobody has seen.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Final
 
 from casemate.errors import UntrustedDataError
@@ -19,19 +20,48 @@ PHRASE_LIMIT: Final = 8
 MEMORY_LIMIT: Final = 20_000
 RESIDUE: Final = 4  # characters of an unspaced script that count as one word
 
+_DROPPED_APOSTROPHE = re.compile(r"[a-z]+n't|you'(?:re|ve)|i'(?:m|ve)|what's")
 _ARABIC_MARKS = re.compile("[\u064b-\u065f\u0670\u0640]")
 _UNSPACED: Final = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+STOPS: Final = frozenset(".!?\n\u3002\uff01\uff1f\u061f\u0964\u2026\u055e")
+QUESTIONS: Final = frozenset("?\uff1f\u061f")
+SIGNS: Final = {
+    **dict.fromkeys('"`\u00ab\u00bb\u201e\u201c\u201d\u300c\u300d\u300e\u300f', "QUOTED"),
+    **dict.fromkeys((":", "\uff1a"), "COLON"),
+    **dict.fromkeys(('"""', "}}", "-", "=", "#", "*", "~", "<<<", ">"), "RULER"),
+    **dict.fromkeys(("<", "["), "TAG"),
+    "@": "AT",
+    "!": "IMAGE",
+    "?": "QUESTION",
+    "http": "LINK",
+}
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}]+")
+
+
+class Break(IntEnum):
+    """What a token does to the sentence it ends."""
+
+    NONE = 0
+    LINE = 1
+    STOP = 2
+    PARAGRAPH = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one word means: its classes, and the patterns by which it can take part in a phrase."""
+    """What one token means: its classes, the patterns by which it takes part in phrases, and whether it is a stop.
+
+    `continued` are the patterns that may follow in a phrase it opens; `wild` says that any word may.
+    """
 
     classes: tuple[int, ...]
-    patterns: tuple[int, ...]
-    opens: tuple[_Node, ...]
+    patterns: tuple[int, ...] = ()
+    opens: tuple[_Node, ...] = ()
+    continued: frozenset[int] = frozenset()
+    wild: bool = False
+    ends: Break = Break.NONE
+    sign: bool = False
 
 
 @dataclass(slots=True)
@@ -41,6 +71,20 @@ class _Node:
     classes: tuple[int, ...] = ()
     next: dict[int, _Node] = field(default_factory=dict)
     any: _Node | None = None
+
+
+class _Memory(dict[str, "Entry | None"]):
+    """Remembers what each token means; asks *work_out* once per token, and forgets all when it grows too large."""
+
+    def __init__(self, work_out: Callable[[str], Entry | None]) -> None:
+        super().__init__()
+        self._work_out = work_out
+
+    def __missing__(self, token: str) -> Entry | None:
+        if len(self) >= MEMORY_LIMIT:
+            self.clear()
+        found = self[token] = self._work_out(token)
+        return found
 
 
 class Lexicon:
@@ -58,26 +102,33 @@ class Lexicon:
         self._stems: dict[str, int] = {}
         self._single: dict[int, tuple[int, ...]] = {}
         self._root = _Node()
+        self._written: dict[str, list[str]] = {}
         for language in sorted(languages):
             for name, phrase in _parse(languages[language]):
                 self._add(self._class(name, language), phrase)
+                self._written.setdefault(language, []).append(phrase)
         self._stem_lengths = sorted({len(stem) for stem in self._stems}, reverse=True)
         unspaced = sorted((w for w in self._exact if _HAS_UNSPACED.search(w)), key=lambda word: (-len(word), word))
         self._unspaced = re.compile("|".join(map(re.escape, unspaced)) or r"(?!)")
-        self._memory: dict[str, Entry | None] = {}
+        self._signs = {sign: self._number[name] for sign, name in SIGNS.items() if name in self._number}
+        self._memory = _Memory(self._work_out)
 
     def look_up(self, word: str) -> Entry | None:
         """Return what *word* (folded) means, None when it means nothing here."""
-        try:
-            return self._memory[word]
-        except KeyError:
-            if len(self._memory) >= MEMORY_LIMIT:
-                self._memory.clear()
-            found = self._memory[word] = self._work_out(word)
-            return found
+        return self._memory[word]
 
-    def separate(self, words: list[str]) -> list[str]:
-        """Return *words* with runs of unspaced scripts cut at the entries they contain."""
+    def read(self, tokens: Iterable[str]) -> list[Entry | None]:
+        """Return what each of *tokens* means."""
+        return list(map(self._memory.__getitem__, tokens))
+
+    def words(self, language: str) -> list[str]:
+        """Return the words (stems with their `*`) in the entries of *language*, phrases cut."""
+        return [word for phrase in self._written.get(language, ()) for word in fold(phrase).split()]
+
+    def separate(self, text: str, words: list[str]) -> list[str]:
+        """Return the *words* of *text* with runs of unspaced scripts cut at the entries they contain."""
+        if not _HAS_UNSPACED.search(text):
+            return words
         separated: list[str] = []
         for word in words:
             if _HAS_UNSPACED.search(word):
@@ -85,22 +136,6 @@ class Lexicon:
             else:
                 separated.append(word)
         return separated
-
-    def phrases(self, entry: Entry, words: Sequence[str], at: int) -> Iterator[int]:
-        """Yield the classes of every phrase that begins with *entry* at *at*."""
-        states = list(entry.opens)
-        for word in words[at + 1 : at + PHRASE_LIMIT]:
-            for state in states:
-                yield from state.classes
-            following = self.look_up(word)
-            reached = [state.any for state in states if state.any]
-            if following:
-                reached += [state.next[p] for state in states for p in following.patterns if p in state.next]
-            states = reached
-            if not states:
-                return
-        for state in states:
-            yield from state.classes
 
     def _class(self, name: str, language: str) -> int:
         try:
@@ -126,19 +161,36 @@ class Lexicon:
 
     def _pattern(self, word: str) -> int:
         table, key = (self._stems, word[:-1]) if word.endswith("*") else (self._exact, word)
-        return table.setdefault(key, len(self._exact) + len(self._stems))
+        number = table.setdefault(key, len(self._exact) + len(self._stems))
+        if _DROPPED_APOSTROPHE.fullmatch(key):
+            table.setdefault(key.replace("'", ""), number)
+        return number
 
     def _work_out(self, word: str) -> Entry | None:
+        if not word[0].isalnum():
+            return self._sign(word)
         found = self._patterns_of(word)
         if not found and not word.isascii():
             found = self._patterns_of(_ARABIC_MARKS.sub("", word))
         if not found and "'" in word:
-            found = self._patterns_of(word.rpartition("'")[2])
-        if not found:
+            found = self._patterns_of(_elided(word))
+        link = (self._signs["http"],) if word.startswith("http") and "http" in self._signs else ()
+        if not found and not link:
             return None
-        classes = tuple(dict.fromkeys(c for pattern in found for c in self._single.get(pattern, ())))
+        classes = tuple(dict.fromkeys((*link, *(c for pattern in found for c in self._single.get(pattern, ())))))
         opens = tuple(self._root.next[pattern] for pattern in found if pattern in self._root.next)
-        return Entry(classes, found, opens)
+        continued = frozenset(pattern for node in opens for pattern in node.next)
+        return Entry(classes, found, opens, continued, wild=any(node.any for node in opens))
+
+    def _sign(self, token: str) -> Entry | None:
+        """Return what a token without letters means: a stop, or a telling sign."""
+        first = token[0]
+        if first in STOPS and token[-1] != "(":
+            ends = Break.STOP if first != "\n" else Break.LINE if len(token) == 1 else Break.PARAGRAPH
+            question = (self._signs["?"],) if first in QUESTIONS and "?" in self._signs else ()
+            return Entry(question, ends=ends, sign=True)
+        number = self._signs.get(token, self._signs.get(first))
+        return None if number is None else Entry((number,), sign=True)
 
     def _patterns_of(self, word: str) -> tuple[int, ...]:
         found = [self._exact[word]] if word in self._exact else []
@@ -158,6 +210,31 @@ class Lexicon:
                 at = match.end()
             pieces += _residue(part[at:])
         return pieces
+
+
+def _elided(word: str) -> str:
+    """Return what follows the article or pronoun of `l'assistant`; nothing when too little does."""
+    rest = word.rpartition("'")[2]
+    return rest if len(rest) > 2 else ""  # noqa: PLR2004 - "'s", "'ve" and "'re" are no words
+
+
+def phrase_classes(entries: Sequence[Entry | None], at: int, opener: Entry) -> list[int]:
+    """Return the classes of every phrase that *opener*, the entry at *at*, begins."""
+    following = entries[at + 1] if at + 1 < len(entries) else None
+    if not opener.wild and (following is None or opener.continued.isdisjoint(following.patterns)):
+        return []
+    found: list[int] = []
+    states: Sequence[_Node] = opener.opens
+    for entry in entries[at + 1 : at + PHRASE_LIMIT]:
+        reached = [state.any for state in states if state.any]
+        if entry is not None:
+            reached += [state.next[p] for state in states for p in entry.patterns if p in state.next]
+        states = reached
+        if not states:
+            break
+        for state in states:
+            found += state.classes
+    return found
 
 
 def _residue(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Final
 from casemate.guard.features import find_facts
 from casemate.guard.grammar import Lexicon
 from casemate.guard.model import LinearModel, Scored, families
-from casemate.guard.sentences import Sentence, read_sentences, tokens_of
+from casemate.guard.sentences import Reading, Sentence, cut_sentences, read_text
 from casemate.guard.verdict import Channel, Span
 from casemate.guard.words import fold, word_spans
 
@@ -44,24 +44,29 @@ NOTHING: Final = Injection(0.0)
 class InjectionJudge:
     """Scores normalised texts with one lexicon and the models of both kinds of channel."""
 
-    def __init__(self, lexicon: Lexicon, models: dict[str, LinearModel]) -> None:
-        """Keep the parts; `models` has `user` and `document`."""
+    def __init__(self, lexicon: Lexicon, models: dict[str, LinearModel], ordinary: frozenset[str]) -> None:
+        """Keep the parts; `models` has `user` and `document`; *ordinary* words are never misspellings."""
         self.lexicon = lexicon
+        self.ordinary = ordinary
         self._models = models
 
     def model_for(self, channel: Channel) -> LinearModel:
         """Return the model that judges *channel*."""
         return self._models["document" if channel in UNTRUSTED else "user"]
 
-    def read(self, text: str, channel: Channel) -> tuple[list[Sentence], Scored]:
-        """Return the sentences of the normalised *text* and its best window."""
-        sentences = read_sentences(tokens_of(text, self.lexicon), self.lexicon)
+    def read(self, text: str) -> Reading:
+        """Return the reading of the normalised *text*."""
+        return read_text(text, self.lexicon)
+
+    def best_window(self, reading: Reading, channel: Channel) -> tuple[list[Sentence], Scored]:
+        """Return the sentences of a text and its most telling window."""
+        sentences = cut_sentences(reading.entries)
         model = self.model_for(channel)
         return sentences, model.score(find_facts(sentences, model.wanted))
 
-    def judge(self, text: str, channel: Channel) -> Injection:
-        """Return the verdict on the normalised *text*; spans are in that text."""
-        sentences, scored = self.read(text, channel)
+    def judge(self, reading: Reading, channel: Channel) -> Injection:
+        """Return the verdict on a text; spans are in that text."""
+        sentences, scored = self.best_window(reading, channel)
         model = self.model_for(channel)
         score = _calibrate(scored.value, model)
         if channel in OWN_WORDS:
@@ -70,20 +75,24 @@ class InjectionJudge:
             return Injection(score)
         found = families(model.contributions(scored.window))
         reasons = tuple(f"injection:{name}" for name, share in found[:REASONS] if share >= SHARE)
-        start, end = self._span(text, sentences[scored.window.first].first, sentences[scored.window.end - 1].last)
-        return Injection(score, reasons, (Span(start, end, reasons[0]),) if reasons else ())
+        if not reasons:
+            return Injection(score)
+        place = self._place(reading.text, sentences[scored.window.first].first, sentences[scored.window.end - 1].last)
+        return Injection(score, reasons, (Span(*place, reasons[0]),))
 
-    def _span(self, text: str, first: int, last: int) -> tuple[int, int]:
+    def _place(self, text: str, first: int, last: int) -> tuple[int, int]:
         """Return the characters of *text* behind its tokens *first* to *last* (exclusive)."""
         folded = fold(text)
-        places: list[tuple[int, int]] = []
-        for start, end in word_spans(folded):
-            at = start
-            for piece in self.lexicon.separate([folded[start:end]]):
-                places.append((at, at + len(piece)))
-                at += len(piece)
-        inside = places[first:last]
-        return (inside[0][0], inside[-1][1]) if inside else (0, len(text))
+        index, begin, end = 0, len(text), len(text)
+        for start, stop in word_spans(folded):
+            word = folded[start:stop]
+            index += 1 if word.isascii() else len(self.lexicon.separate(word, [word]))
+            if index > first:
+                begin = min(begin, start)
+            if index >= last:
+                end = stop
+                break
+        return begin, end
 
 
 def _calibrate(value: float, model: LinearModel) -> float:

@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from casemate.errors import UntrustedDataError
-from casemate.guard.classes import CLASSES, CORE, FEATURES, allowed_signs, feature_classes
+from casemate.guard.classes import CLASSES, FEATURES, allowed_signs, feature_classes
 from casemate.guard.features import Facts, Window, mask_features, windows_of
 
 SCHEMA: Final = 1
 MEMORY_LIMIT: Final = 50_000
-_CORE_MASK: Final = sum(1 << number for number in CORE)
+TELLING: Final = 12
 
 
 class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,11 +33,16 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The model file. `provenance` names the data, seeds and command that made it."""
+    """The model file.
+
+    `ordinary` are words (separated by blanks) that resemble telling ones and are harmless; `provenance` names the data,
+    seeds and command that made it.
+    """
 
     schema: int
     classes: tuple[str, ...]
     sets: dict[str, Weights]
+    ordinary: str
     provenance: dict[str, Any]
 
 
@@ -79,10 +84,9 @@ class LinearModel:
         """Return the best window of *facts*; the first one when several are equal."""
         best, where = 0, None
         for window in windows_of(facts):
-            if window.mask & _CORE_MASK:
-                total = self._total(window)
-                if where is None or total > best:
-                    best, where = total, window
+            total = self._total(window)
+            if where is None or total > best:
+                best, where = total, window
         return Scored(self._bias + self._scale * best, where)
 
     def contributions(self, window: Window) -> list[tuple[int, float]]:
@@ -104,8 +108,8 @@ class LinearModel:
             return total
 
 
-def read_model(data: bytes) -> dict[str, LinearModel]:
-    """Return the model sets in *data* by name.
+def read_model(data: bytes) -> tuple[dict[str, LinearModel], frozenset[str]]:
+    """Return the model sets in *data* by name, and the ordinary words.
 
     Raises:
         UntrustedDataError: not a model file of this version.
@@ -117,7 +121,8 @@ def read_model(data: bytes) -> dict[str, LinearModel]:
         raise UntrustedDataError(f"guard model: {error}", check="guard-model") from None
     if stored.schema != SCHEMA or stored.classes != CLASSES or set(stored.sets) != {"user", "document"}:
         raise UntrustedDataError("guard model is of another version", check="guard-model")
-    return {name: LinearModel(weights) for name, weights in stored.sets.items()}
+    sets = {name: LinearModel(weights) for name, weights in stored.sets.items()}
+    return sets, frozenset(stored.ordinary.split())
 
 
 _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
@@ -142,7 +147,7 @@ FAMILIES: Final = tuple(dict.fromkeys(_FAMILY_OF_CLASS.values()))
 def families(contributions: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:
     """Return the families of intent behind *contributions* with their part of the positive score, largest first."""
     shares: dict[str, float] = {}
-    for number, share in contributions:
+    for number, share in contributions[:TELLING]:
         if share > 0:
             names = [_FAMILY_OF_CLASS[name] for name in feature_classes(number) if name in _FAMILY_OF_CLASS]
             for name in names:

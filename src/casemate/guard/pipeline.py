@@ -29,6 +29,7 @@ from casemate.guard.verdict import (
     Verdict,
     never_over,
 )
+from casemate.guard.views import Unmasking
 
 CERTAIN: Final = 0.99
 MAX_SPANS: Final = 64
@@ -41,6 +42,7 @@ class Guard:
     def __init__(self, judge: InjectionJudge) -> None:
         """Judge with *judge*; use `default` or `from_bytes`."""
         self._judge = judge
+        self._unmasking = Unmasking(judge.lexicon, judge.ordinary)
 
     @classmethod
     def default(cls) -> Self:
@@ -101,7 +103,7 @@ class Guard:
         normal = normalize(text)
         if over_budget():
             return _refusal("over-budget")
-        found = self._find(normal, channel)
+        found = self._find(normal, channel, over_budget)
         if over_budget():
             return _refusal("over-budget")
         verdict = _decide(found, channel, policy)
@@ -109,10 +111,18 @@ class Guard:
             return _refusal("over-budget")
         return _with_entities(verdict, text, channel, policy)
 
-    def _find(self, normal: Normal, channel: Channel) -> Injection:
+    def _find(self, normal: Normal, channel: Channel, over_budget: OverBudget) -> Injection:
         """Combine hidden channels, control tokens and intent into one score with spans of the original text."""
         roles = () if channel is Channel.SYSTEM else find_roles(normal.text)
-        intent = self._judge.judge(normal.text, channel)
+        reading = self._judge.read(normal.text)
+        intent = self._judge.judge(reading, channel)
+        for view in self._unmasking.views(reading, normal.original):
+            if over_budget():
+                return Injection(1.0, ("over-budget",))
+            unmasked = self._judge.judge(view.reading, channel)
+            if unmasked.score > max(intent.score, FLAG_AT):
+                names = tuple(f"decoded:{name}" for name in view.names)
+                intent = Injection(unmasked.score, (*names, *unmasked.reasons), (Span(0, len(normal.text), names[0]),))
         inside = [Span(*normal.span(span.start, span.end), span.type) for span in (*roles, *intent.spans)]
         score = intent.score
         if any(span.type in BLOCKING for span in normal.hidden) or any(span.type == "role:open" for span in roles):

@@ -1,6 +1,7 @@
 """From words to sentences: which classes of meaning stand where.
 
-Positions count words over the whole text; a stop adds a gap, so that words of different sentences are never close.
+Positions count tokens over the whole text; a stop adds a gap, so that words of different sentences are never close.
+Only tokens that mean something are looked at, which is what makes ordinary prose cheap.
 """
 
 from __future__ import annotations
@@ -10,113 +11,81 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from casemate.guard.classes import NUMBER
-from casemate.guard.grammar import Lexicon
+from casemate.guard.grammar import Break, Entry, Lexicon, phrase_classes
 from casemate.guard.words import fold, split_words
 
 SENTENCE_LIMIT: Final = 40
 SENTENCE_MIN: Final = 3
-STOP_GAP: Final = 6
+STOP_GAP: Final = 5
+NAME_LIMIT: Final = 3
 
 _START: Final = NUMBER["START"]
-_QUESTION: Final = NUMBER["QUESTION"]
 _COLON: Final = NUMBER["COLON"]
 _ROLENAME: Final = NUMBER["ROLENAME"]
 _ROLELINE: Final = NUMBER["ROLELINE"]
-_SIGN_CLASSES: Final = {
-    **dict.fromkeys('"`\u00ab\u00bb\u201e\u201c\u201d\u300c\u300d\u300e\u300f', "QUOTED"),
-    **dict.fromkeys((":", "\uff1a"), "COLON"),
-    **dict.fromkeys(('"""', "}}", "-", "=", "#", "*", "~", "<<<", ">"), "RULER"),
-    **dict.fromkeys(("<", "["), "TAG"),
-    "@": "AT",
-    "!": "IMAGE",
-}
-_SIGNS: Final = {sign: NUMBER[name] for sign, name in _SIGN_CLASSES.items()}
-_LINK: Final = NUMBER["LINK"]
-_QUESTIONS: Final = frozenset("?\uff1f\u061f")
-_STOPS: Final = frozenset(".!?\n\u3002\uff01\uff1f\u061f\u0964\u2026\u055e")
 
 
 @dataclass(slots=True)
 class Sentence:
-    """What stands in one sentence: class hits by word position, and the token range it covers."""
+    """What stands in one sentence: class hits in order of position, and the token range it covers."""
 
+    first: int
     hits: list[tuple[int, int]] = field(default_factory=list)  # (position, class)
-    words: int = 0
-    first: int = 0
     last: int = 0
 
 
-def tokens_of(text: str, lexicon: Lexicon) -> list[str]:
-    """Return the words and signs of the normalised *text*."""
-    words = split_words(fold(text))
-    return words if text.isascii() else lexicon.separate(words)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A normalised text as tokens, and what each token means (None: nothing)."""
+
+    text: str
+    tokens: list[str]
+    entries: list[Entry | None]
 
 
-def read_sentences(tokens: Sequence[str], lexicon: Lexicon) -> list[Sentence]:
-    """Cut *tokens* into sentences and find the classes in each."""
-    reader = _Reader()
-    look_up = lexicon.look_up
-    for at, token in enumerate(tokens):
-        if not token[0].isalnum():
-            reader.sign(at, token)
-            continue
-        sentence = reader.word(at)
-        if token.startswith("http"):
-            sentence.hits.append((reader.position, _LINK))
-        entry = look_up(token)
+def read_text(text: str, lexicon: Lexicon) -> Reading:
+    """Return the reading of the normalised *text*."""
+    tokens = split_words(fold(text))
+    if not text.isascii():
+        tokens = lexicon.separate(text, tokens)
+    return Reading(text, tokens, lexicon.read(tokens))
+
+
+def cut_sentences(entries: Sequence[Entry | None]) -> list[Sentence]:
+    """Cut the tokens behind *entries* into sentences, with the classes in each."""
+    sentence = Sentence(0, [(0, _START)])
+    sentences = [sentence]
+    opened, gap = 0, 0  # the token that began the last clause; what stops have added to positions
+    for at, entry in enumerate(entries):
         if entry is None:
-            reader.named = False
             continue
-        position = reader.position
-        sentence.hits += [(position, number) for number in entry.classes]
-        if entry.opens:
-            sentence.hits += [(position, number) for number in lexicon.phrases(entry, tokens, at)]
-        reader.named = reader.named and _ROLENAME in entry.classes
-    reader.sentences[-1].last = len(tokens)
-    return reader.sentences
+        position = at + gap
+        if at - sentence.first >= SENTENCE_LIMIT:
+            sentence = _open(sentences, at)
+        hits = sentence.hits
+        for number in entry.classes:
+            hits.append((position, number))
+        if entry.ends:
+            gap += STOP_GAP if entry.ends is not Break.LINE else 0
+            if at - sentence.first >= SENTENCE_MIN or (entry.ends is Break.PARAGRAPH and at > sentence.first):
+                sentence = _open(sentences, at + 1)
+            opened = at + 1
+            sentence.hits.append((opened + gap, _START))
+        elif entry.opens:
+            hits += [(position, number) for number in phrase_classes(entries, at, entry)]
+        elif entry.sign and _COLON in entry.classes and _is_name(entries, opened, at):
+            hits.append((position, _ROLELINE))
+    sentences[-1].last = len(entries)
+    return sentences
 
 
-class _Reader:
-    """Where the reading is: the sentence, the position, and whether a line begins with a speaker's name."""
+def _open(sentences: list[Sentence], at: int) -> Sentence:
+    sentences[-1].last = at
+    sentences.append(Sentence(at))
+    return sentences[-1]
 
-    def __init__(self) -> None:
-        self.sentences = [Sentence()]
-        self.position = 0
-        self.fresh = True
-        self.named = True
 
-    def word(self, at: int) -> Sentence:
-        """Step over a word and return the sentence it belongs to."""
-        sentence = self.sentences[-1]
-        if sentence.words >= SENTENCE_LIMIT:
-            sentence = self._next(at)
-        if self.fresh:
-            sentence.hits.append((self.position, _START))
-            self.fresh = False
-        self.position += 1
-        sentence.words += 1
-        return sentence
-
-    def sign(self, at: int, token: str) -> None:
-        """Step over a sign: a stop ends the sentence, the others are hits."""
-        sentence, first = self.sentences[-1], token[0]
-        if first in _STOPS and token[-1] != "(":
-            if first in _QUESTIONS:
-                sentence.hits.append((self.position, _QUESTION))
-            self.position += 1 if first == "\n" else STOP_GAP
-            self.fresh = self.named = True
-            if sentence.words >= SENTENCE_MIN:
-                self._next(at + 1)
-            return
-        number = _SIGNS.get(token, _SIGNS.get(first))
-        if number is None:
-            return
-        sentence.hits.append((self.position, number))
-        if number == _COLON and self.named and not self.fresh:
-            sentence.hits.append((self.position, _ROLELINE))
-        self.named = self.named and (self.fresh or number != _COLON)
-
-    def _next(self, at: int) -> Sentence:
-        self.sentences[-1].last = at
-        self.sentences.append(Sentence(first=at))
-        return self.sentences[-1]
+def _is_name(entries: Sequence[Entry | None], start: int, end: int) -> bool:
+    """Return whether the tokens from *start* to *end* name a speaker: `system`, `new instructions`."""
+    named = [entry is not None and _ROLENAME in entry.classes for entry in entries[start:end]]
+    return 0 < len(named) <= NAME_LIMIT and all(named)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Final
 
 _LONGEST_SIGN: Final = 80
@@ -73,6 +74,6 @@ def split_words(folded: str) -> list[str]:
     return (_ASCII_TOKEN if folded.isascii() else _TOKEN).findall(folded)
 
 
-def word_spans(folded: str) -> list[tuple[int, int]]:
-    """Return where the words and signs that `split_words` returns stand."""
-    return [match.span() for match in (_ASCII_TOKEN if folded.isascii() else _TOKEN).finditer(folded)]
+def word_spans(folded: str) -> Iterator[tuple[int, int]]:
+    """Yield where the words and signs that `split_words` returns stand."""
+    return (match.span() for match in (_ASCII_TOKEN if folded.isascii() else _TOKEN).finditer(folded))

@@ -1,0 +1,138 @@
+"""The texts behind a text: at most eight decoded views, at most two disguises deep, within a budget of characters.
+
+Decoding is no finding by itself (harmless base64 is common): every view is judged like the text it came from. Plain
+prose has none of the signs that start a decoder and costs next to nothing here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from casemate.guard import decoders
+from casemate.guard.grammar import Lexicon
+from casemate.guard.lookalikes import plain_letters, turned_over
+from casemate.guard.normalize import normalize
+from casemate.guard.sentences import Reading, read_text
+from casemate.guard.spelling import Spelling
+
+VIEWS: Final = 8
+LEVELS: Final = 2
+CHARACTERS: Final = 400_000  # of all views together, beside four times the text
+RUN: Final = 14
+FEW: Final = 2
+SINGLES: Final = 4
+CODES: Final = 7
+LONG_TEXT: Final = 60_000
+PIG_SHARE: Final = 0.5
+
+_TAGS = re.compile("[\U000e0020-\U000e007e]{2,}")
+_SELECTOR_RUN = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A decoded text as it reads, and the names of the disguises that were undone, outermost first."""
+
+    reading: Reading
+    names: tuple[str, ...]
+
+
+def hidden_text(original: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of what characters nobody can see spell: tag characters, bytes in variation selectors."""
+    if original.isascii():
+        return
+    tagged = "".join(chr(ord(c) - 0xE0000) for run in _TAGS.findall(original) for c in run)
+    if tagged:
+        yield "tags", tagged
+    for run in _SELECTOR_RUN.findall(original)[:FEW]:
+        hidden = bytes(ord(c) - 0xFE00 if c <= "\ufe0f" else ord(c) - 0xE0100 + 16 for c in run)
+        yield "selectors", hidden.decode("utf-8", "replace")
+
+
+class Unmasking:
+    """Finds the views of a text."""
+
+    def __init__(self, lexicon: Lexicon, ordinary: Iterable[str] = ()) -> None:
+        """Recognise the words of *lexicon* in disguise; *ordinary* words are never misspellings."""
+        self._lexicon = lexicon
+        self._spelling = spelling = Spelling(lexicon, frozenset(ordinary))
+        self._decoders: tuple[tuple[str, Callable[[str, _Signs], str | None]], ...] = (
+            ("lookalikes", lambda text, signs: None if signs.ascii else plain_letters(text)),
+            ("upside-down", lambda text, signs: None if signs.ascii else turned_over(text)),
+            ("escapes", lambda text, signs: decoders.escapes(text) if signs.escaped else None),
+            ("base64", lambda text, signs: decoders.base64_runs(text) if signs.runs else None),
+            ("hex", lambda text, signs: decoders.hex_runs(text) if signs.hexadecimal else None),
+            ("base32", lambda text, signs: decoders.base32_runs(text) if signs.runs else None),
+            ("numbers", lambda text, signs: decoders.number_runs(text) if signs.numbers else None),
+            ("spacing", lambda text, signs: decoders.unspaced(text, spelling.segment) if signs.single else None),
+            ("dots", lambda text, signs: decoders.undotted(text) if signs.single else None),
+            ("leet", lambda text, signs: decoders.leet(text, spelling.known) if signs.leet else None),
+            ("rot13", lambda text, signs: decoders.rot13(text) if signs.rot13 else None),
+            ("reversal", lambda text, signs: decoders.backwards(text) if signs.backwards else None),
+            ("morse", lambda text, signs: decoders.morse(text) if signs.strokes else None),
+            ("literals", lambda text, signs: decoders.literals(text) if signs.quoted else None),
+            ("pig-latin", lambda _, signs: decoders.pig_latin(signs.tokens, spelling.known) if signs.pig else None),
+            ("spelling", lambda _, signs: _corrected(signs)),
+        )
+
+    def views(self, reading: Reading, original: str) -> Iterator[View]:
+        """Yield the decoded views of a text; *original* is how it came, with what it hides."""
+        first = [View(read_text(normalize(text).text, self._lexicon), (name,)) for name, text in hidden_text(original)]
+        yield from first
+        seen = {reading.text, *(view.reading.text for view in first)}
+        count, left = len(first), CHARACTERS + 4 * len(reading.text)
+        queue = [View(reading, ()), *first]
+        while queue and count < VIEWS:
+            parent = queue.pop(0)
+            for name, text in self._decode(parent):
+                left -= len(text)
+                if text in seen or left < 0:
+                    continue
+                seen.add(text)
+                child = View(read_text(text, self._lexicon), (*parent.names, name))
+                yield child
+                count += 1
+                if count >= VIEWS:
+                    return
+                if len(child.names) < LEVELS:
+                    queue.append(child)
+
+    def _decode(self, parent: View) -> Iterator[tuple[str, str]]:
+        signs = _Signs(parent.reading, self._spelling)
+        for name, decode in self._decoders:
+            if name in parent.names and name != "base64":
+                continue
+            plain = decode(parent.reading.text, signs)
+            if plain is not None and plain.strip():
+                yield name, normalize(plain).text
+
+
+class _Signs:
+    """Cheap hints, from the tokens that mean nothing as they stand, about which decoders are worth running."""
+
+    def __init__(self, reading: Reading, spelling: Spelling) -> None:
+        text, self.tokens = reading.text, reading.tokens
+        unknown = {token for token, entry in zip(self.tokens, reading.entries, strict=True) if entry is None}
+        lengths = list(map(len, self.tokens))
+        self.ascii = text.isascii()
+        self.runs = max(lengths, default=0) >= RUN
+        self.single = sum(len(token) == 1 and token.isalnum() for token in unknown) >= SINGLES
+        self.escaped = "%" in text or "&" in text or "\\" in text or "<" in text
+        self.strokes = not unknown or text.count("-") + text.count(".") > len(text) // 4
+        self.quoted = "=" in text and ('"' in text or "'" in text)
+        self.rot13 = len(unknown & spelling.rot13) >= FEW
+        self.backwards = len(unknown & spelling.backwards) >= FEW
+        self.pig = text.count("ay") > PIG_SHARE * max(len(lengths), 2 * FEW)
+        numbers = [token for token in unknown if not token.isalpha()]
+        self.leet = sum(map(spelling.is_leet, numbers)) + text.count("@") + text.count("$") >= FEW
+        self.numbers = len(numbers) >= FEW and lengths.count(2) + lengths.count(3) + lengths.count(8) >= CODES
+        self.hexadecimal = self.runs or len(numbers) >= CODES
+        self.corrections = {} if len(text) > LONG_TEXT else spelling.corrections(unknown)
+
+
+def _corrected(signs: _Signs) -> str | None:
+    """Return the text with misspelt telling words put right, if there are any."""
+    return " ".join(signs.corrections.get(token, token) for token in signs.tokens) if signs.corrections else None
