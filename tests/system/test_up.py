@@ -9,6 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from support.device import descendants, running
 
 CONTRACT = 5.0
@@ -75,9 +76,19 @@ def test_a_second_up_on_the_same_home_is_refused_as_busy(device):
     assert str(device.process.pid) in second.stderr
 
 
+def agent_uid(device):
+    """Return the uid of the process that answers the control socket: not the one root runs to start others."""
+    children = Path(f"/proc/{device.process.pid}/task/{device.process.pid}/children").read_text().split()
+    lines = [(pid, Path(f"/proc/{pid}/status").read_text()) for pid in children]
+    forked = [text for pid, text in lines if "casemate.device" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    agents = [int(text.split("Uid:")[1].split()[0]) for text in forked if "bwrap" not in text.split()[1]]
+    assert len(agents) == 1
+    return agents[0]
+
+
 @pytest.mark.root
 def test_as_root_every_process_has_a_uid_of_its_own(device):
-    uids = {}
+    uids = {"agent": agent_uid(device)}
     for role in ("vault", "gateway", "journal", "engine"):
         status = Path(f"/proc/{device.pid_of(role)}/status").read_text()
         uids[role] = int(status.split("Uid:")[1].split()[0])

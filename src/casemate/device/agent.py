@@ -31,7 +31,7 @@ from casemate.device.children import (
     start_child,
     wait_ready,
 )
-from casemate.device.home import Home, owner_of
+from casemate.device.home import Home
 from casemate.device.launch import Launchers, OwnLaunchers
 from casemate.device.supervisor import RestartPolicy, State
 from casemate.errors import CasemateError, OperationError
@@ -231,7 +231,6 @@ class Agent:
             role,
             self._launchers.core(role),
             home=str(self.plan.home.path),
-            owner=owner_of(role),
             settings=settings,
             fds=fds,
         )
@@ -342,7 +341,6 @@ class Agent:
                     "engine",
                     self._launchers.engine(engine.model.name, replay=bool(engine.model.replay)),
                     home="/",
-                    owner=None,
                     settings=self._engine_settings(engine),
                     fds={},
                     inherited=[engine_end.fileno(), supply_end.fileno()],
@@ -477,7 +475,7 @@ class Agent:
             "ready": self.ready,
             "endpoint": self.endpoint,
             "metrics": f"http://{_host_port(self.plan.metrics)}/metrics",
-            "pid": os.getpid(),
+            "pid": self.plan.notes.get("pid") or os.getpid(),
             "started": self._started,
             "models": [self._model_status(engine) for engine in self.engines.values()],
             "processes": [

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from casemate.device import channel
 from casemate.device.channel import AsyncChannel, ChannelClosed
 from casemate.device.home import Owner
-from casemate.device.process import CONTROL_FD_VARIABLE
+from casemate.device.process import CONTROL_FD_VARIABLE, HELD_FDS_VARIABLE, IDENTITY_VARIABLE
 from casemate.errors import CasemateError, HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
@@ -106,19 +106,29 @@ class ChildDied(Exception):  # noqa: N818 - an event the supervisor decides abou
         self.error = error
 
 
-def python_launcher(role: str, environment: Mapping[str, str]) -> Launcher:
-    """Return a launcher for `python -m casemate.device.<role>` with a small environment and its own process group."""
+def start_python(
+    role: str, owner: Owner | None, control: int, held: Mapping[str, int] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `python -m casemate.device.<role>` with a small environment and a process group of its own.
 
-    def spawn(fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", f"casemate.device.{role}"],
-            env={**environment, CONTROL_FD_VARIABLE: str(fds[0]), "CASEMATE_PARENT": str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            pass_fds=tuple(fds),
-            process_group=0,
-        )
-
-    return own_launcher(spawn)
+    It drops to *owner*, speaks over the descriptor *control*, and inherits *held* under those names.
+    """
+    kept = held or {}
+    environment = {
+        **child_environment(),
+        CONTROL_FD_VARIABLE: str(control),
+        HELD_FDS_VARIABLE: ",".join(f"{name}={fd}" for name, fd in kept.items()),
+        "CASEMATE_PARENT": str(os.getpid()),
+    }
+    if owner:
+        environment[IDENTITY_VARIABLE] = f"{owner.uid}:{owner.gid}"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", f"casemate.device.{role}"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        pass_fds=(control, *kept.values()),
+        process_group=0,
+    )
 
 
 def child_environment() -> dict[str, str]:
@@ -219,7 +229,6 @@ async def start_child(
     launch: Launcher,
     *,
     home: str,
-    owner: Owner | None,
     settings: Mapping[str, Any],
     fds: Mapping[str, int],
     inherited: Sequence[int] = (),
@@ -242,8 +251,7 @@ async def start_child(
     if not isinstance(hello, ipc.Hello) or hello.role != role:
         child.kill()
         raise ChildDied(f"{role} did not introduce itself")
-    ids: dict[str, Any] = {"uid": owner.uid, "gid": owner.gid} if owner else {}
-    await child.link.send(ipc.Start(home=home, fds=tuple(fds), settings=dict(settings), **ids), list(fds.values()))
+    await child.link.send(ipc.Start(home=home, fds=tuple(fds), settings=dict(settings)), list(fds.values()))
     return child
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from casemate.device import sandbox
-from casemate.device.children import Launcher, child_environment, own_launcher, python_launcher
+from casemate.device.children import Launcher, own_launcher, start_python
 from casemate.device.home import owner_of
 from casemate.device.process import CONTROL_FD_VARIABLE
 
@@ -27,25 +27,26 @@ class Launchers(Protocol):
         ...
 
 
+def start_engine(links: Sequence[int], *, replay: bool) -> subprocess.Popen[bytes]:
+    """Start an engine inside the sandbox, as its own uid when root starts it; *links* as in `ENGINE_LINKS`."""
+    owner = owner_of("engine")
+    plan = sandbox.SandboxPlan(
+        module="casemate.device.replay" if replay else "casemate.device.engine",
+        fds=dict(zip(ENGINE_LINKS, links, strict=True)),
+        uid=owner.uid if owner else None,
+        gid=owner.gid if owner else None,
+    )
+    return sandbox.spawn(plan)
+
+
 class OwnLaunchers:
-    """`casemate up`: every process is a child of the agent."""
+    """`casemate up` by an ordinary user: every process is a child of the agent, and has its uid."""
 
     def core(self, role: str) -> Launcher:
         """Start a Python process."""
-        return python_launcher(role, child_environment())
+        return own_launcher(lambda fds: start_python(role, None, fds[0]))
 
     def engine(self, model: str, *, replay: bool) -> Launcher:
         """Start an engine inside the sandbox."""
         del model
-        owner = owner_of("engine")
-
-        def spawn(fds: Sequence[int]) -> subprocess.Popen[bytes]:
-            plan = sandbox.SandboxPlan(
-                module="casemate.device.replay" if replay else "casemate.device.engine",
-                fds=dict(zip(ENGINE_LINKS, fds, strict=True)),
-                uid=owner.uid if owner else None,
-                gid=owner.gid if owner else None,
-            )
-            return sandbox.spawn(plan)
-
-        return own_launcher(spawn)
+        return own_launcher(lambda fds: start_engine(fds, replay=replay))

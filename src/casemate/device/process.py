@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from casemate.device.channel import Channel, ChannelClosed
+from casemate.device.home import Owner
 from casemate.device.sandbox import mounts
 from casemate.device.sandbox.plan import interpreter_trees
 from casemate.errors import CasemateError, UntrustedDataError
@@ -26,6 +27,8 @@ from casemate.formats import ipc
 CONTROL_FD_VARIABLE: Final = "CASEMATE_CONTROL_FD"
 HELD_FDS_VARIABLE: Final = "CASEMATE_HELD_FDS"
 """Descriptors a process brings along from its unit, as `name=number,...`: what the agent has no right to hold."""
+IDENTITY_VARIABLE: Final = "CASEMATE_IDENTITY"
+"""uid:gid that a process started by root drops to before it opens anything."""
 START_TIMEOUT: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -75,6 +78,7 @@ def boot(role: str) -> Child:
     Exits when the agent is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    identity = _identity()
     sock = socket.socket(fileno=int(os.environ.pop(CONTROL_FD_VARIABLE)))
     sock.set_inheritable(False)
     control = Channel(sock, ipc.AgentToChild)
@@ -86,7 +90,7 @@ def boot(role: str) -> Child:
     if not isinstance(start, ipc.Start):
         os._exit(1)
     try:
-        drop_privileges(start.uid, start.gid)
+        drop_privileges(identity)
     except CasemateError as error:
         control.send(fatal_message(error))
         os._exit(error.exit_code)
@@ -101,8 +105,15 @@ def _held() -> dict[str, int]:
     return {name: int(number) for name, _, number in rows}
 
 
-def drop_privileges(uid: int | None, gid: int | None) -> None:
-    """Become *uid*:*gid* for good, with no supplementary groups and no capability left. None: stay who we are.
+def _identity() -> Owner | None:
+    """Return who to become: whoever started this process decides, never a message."""
+    text = os.environ.pop(IDENTITY_VARIABLE, "")
+    uid, _, gid = text.partition(":")
+    return Owner(int(uid), int(gid)) if text else None
+
+
+def drop_privileges(identity: Owner | None) -> None:
+    """Become *identity* for good, with no supplementary groups and no capability left. None: stay who we are.
 
     The code stays readable: a module that is imported late must not depend on root's rights.
 
@@ -110,13 +121,13 @@ def drop_privileges(uid: int | None, gid: int | None) -> None:
         HostError: the code lies where that uid may not look, and it cannot be shown to it.
 
     """
-    if uid is None or gid is None:
+    if identity is None:
         return
     if os.geteuid() == 0:
         mounts.open_to_everyone(interpreter_trees())
     os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)
 
 
 def harden() -> None:

@@ -36,12 +36,10 @@ class Hello(Message, tag="hello"):
 
 
 class Start(Message, tag="start"):
-    """Agent: drop to this identity and begin. `fds` names the descriptors that came with the frame, in order."""
+    """Agent: begin. `fds` names the descriptors that came with the frame, in order."""
 
     home: str
     fds: tuple[str, ...] = ()
-    uid: int | None = None
-    gid: int | None = None
     settings: dict[str, Any] = {}
 
 
@@ -233,6 +231,40 @@ class Joined(Message, tag="joined"):
     fds: tuple[str, ...] = ()
 
 
+# --- agent <-> spawner, when root runs `casemate up` ----------------------------------------------------------------
+
+
+class Spawn(Message, tag="spawn"):
+    """Agent: start the process of *role* (of *model*); its links come along, the control link first."""
+
+    id: int
+    role: str
+    links: int
+    model: str = ""
+    replay: bool = False
+
+
+class Kill(Message, tag="kill"):
+    """Agent: end the process *pid*, which this spawner started."""
+
+    pid: int
+
+
+class Spawned(Message, tag="spawned"):
+    """Spawner: request *id* runs as *pid*; with pid 0 it could not be started, and *why*."""
+
+    id: int
+    pid: int
+    why: str = ""
+
+
+class Ended(Message, tag="ended"):
+    """Spawner: *pid* is gone; *reason* says how."""
+
+    pid: int
+    reason: str
+
+
 # --- command line <-> agent, over run/agent.sock --------------------------------------------------------------------
 
 
@@ -254,6 +286,8 @@ def descriptors(message: Message) -> int:
     """Return how many file descriptors travel with *message*."""
     if isinstance(message, Start | Joined):
         return len(message.fds)
+    if isinstance(message, Spawn):
+        return message.links
     return 1 if isinstance(message, Load | Weights | EngineUp | Attach) else 0
 
 
@@ -268,6 +302,8 @@ ToLink = Join
 FromLink = Joined
 ToAgent = Ask
 FromAgent = Answer
+ToSpawner = Spawn | Kill
+FromSpawner = Spawned | Ended
 
 _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding can raise: not JSON or not of this link, not UTF-8, nested beyond the interpreter's depth."""
