@@ -101,6 +101,11 @@ class _Spawner:
             os.kill(self._agent, signal.SIGTERM if number == signal.SIGINT else number)
 
     def _on_request(self) -> None:
+        self._answer_one()
+        while self._channel.fileno() >= 0 and self._channel.buffered:  # came in the same read: no event tells of it
+            self._answer_one()
+
+    def _answer_one(self) -> None:
         try:
             message, fds = self._channel.recv(1.0)
         except (ChannelClosed, UntrustedDataError, TimeoutError):
@@ -163,6 +168,7 @@ class _Spawner:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_WITHIN)
+        self._processes.clear()
 
 
 # --- the agent's side -------------------------------------------------------------------------------------------------
