@@ -38,17 +38,26 @@ def options(command: click.Command, path: str) -> list[tuple[str, ...]]:
     """Return (spelling, help) of each option but --help."""
     context = click.Context(command, info_name=path)
     records = [(param, param.get_help_record(context)) for param in command.params]
-    return [(f"`{record[0]}`", record[1]) for param, record in records if record and not getattr(param, "hidden", 0)]
+    return [(f"`{record[0]}`", record[1]) for _, record in records if record and record[1]]
 
 
 def section(path: str, command: click.Command) -> str:
     """Return one command's part of the page."""
-    prose = [inspect.cleandoc((command.help or "").split("\f")[0]), inspect.cleandoc(command.epilog or "")]
-    parts = [f"### {path}", f"```\n{usage(command, path)}\n```", *(text for text in prose if text)]
+    parts = [f"### {path}", f"```\n{usage(command, path)}\n```", *prose(command.help), *prose(command.epilog)]
     rows = options(command, path)
     if rows:
         parts.append(regions.table(("option", "what it does"), rows))
-    return "\n\n".join(parts).replace("\b\n", "")
+    return "\n\n".join(parts)
+
+
+def prose(text: str | None) -> list[str]:
+    """Return the paragraphs of a help text; those that click must not wrap become code."""
+    paragraphs = inspect.cleandoc((text or "").split("\f")[0]).split("\n\n")
+    return [
+        "```text\n" + part.removeprefix("\b\n") + "\n```" if part.startswith("\b") else part
+        for part in paragraphs
+        if part.strip()
+    ]
 
 
 def errors(family: type[CasemateError]) -> Iterator[type[CasemateError]]:
