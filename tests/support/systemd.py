@@ -96,7 +96,7 @@ def machine() -> Iterator[Machine]:
     log = Path(top + ".log")
     with log.open("wb") as out:
         outer = subprocess.Popen(
-            ["unshare", "-fpmuiC", "--kill-child", "--propagation", "private", "/bin/sh", "-c", BOOT, "boot", top],
+            ["unshare", "-fpmuinC", "--kill-child", "--propagation", "private", "/bin/sh", "-c", BOOT, "boot", top],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

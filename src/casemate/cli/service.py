@@ -138,7 +138,9 @@ def uninstall(*, dry_run: bool, root: Path | None, purge: bool, yes: bool, as_js
         if purge:
             _purge(root, known.home)
     result = {
-        "removed" if not dry_run else "would_remove": [*known.files, *known.links],
+        "removed" if not dry_run else "would_remove": [
+            path for path in (*known.files, *known.links) if path not in left
+        ],
         "left": left,
         "commands": [" ".join(line) for line in commands],
         "home": None if purge else known.home,
@@ -209,6 +211,6 @@ def _as_text(plan: Plan, *, done: bool) -> str:
 
 def _removed_text(result: dict[str, Any], *, purge: bool, dry_run: bool) -> str:
     paths = result["would_remove" if dry_run else "removed"]
-    lines = [f"{'would remove' if dry_run else 'removed'}  {path}" for path in paths if path not in result["left"]]
+    lines = [f"{'would remove' if dry_run else 'removed'}  {path}" for path in paths]
     lines += [f"left, because it was changed  {path}" for path in result["left"]]
     return "\n".join([*lines, "" if purge else f"the home stays: {result['home']}"]).rstrip()

@@ -39,7 +39,9 @@ _RETRY: Final = 0.25
 LEASH: Final = "leash"
 _CLONE_NEWUSER: Final = 0x1000_0000
 _CLONE_NEWPID: Final = 0x2000_0000
+_CAPABILITIES: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
+_PR_CAPBSET_DROP: Final = 24
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -148,13 +150,15 @@ def become_engine(link: socket.socket, fds: Mapping[str, int]) -> NoReturn:
 
 
 def fence() -> None:
-    """Enter a user namespace and have the next child start a pid namespace in it."""
+    """Enter a user namespace, with no capability to regain, and have the next child start a pid namespace in it."""
     uid, gid = os.getuid(), os.getgid()
     if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWPID) != 0:
         sys.exit(f"casemate engine: unshare: {os.strerror(ctypes.get_errno())}")
     rows = {"setgroups": "deny", "uid_map": f"{INSIDE_ID} {uid} 1", "gid_map": f"{INSIDE_ID} {gid} 1"}
     for name, text in rows.items():
         Path("/proc/self", name).write_text(text, encoding="ascii")
+    for capability in range(_CAPABILITIES):
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # one the kernel does not know is not there to drop
 
 
 def _end_as(status: int) -> NoReturn:

@@ -11,8 +11,8 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
@@ -101,6 +101,23 @@ class Tree:
         except OSError as error:
             raise OperationError(f"cannot remove {path}: {error.strerror}", hint="run it with sudo") from error
 
+    def missing_folders(self, paths: Iterable[str]) -> list[str]:
+        """Return the directories that writing *paths* will make, parents first."""
+        wanted = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+        return sorted(folder for folder in wanted if not self._is_folder(folder))
+
+    def _is_folder(self, path: str) -> bool:
+        try:
+            with self._folder(f"{path.rstrip('/')}/x"):
+                return True
+        except FileNotFoundError:
+            return False
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a directory if it is empty."""
+        with contextlib.suppress(OSError), self._folder(path) as (folder, name):
+            os.rmdir(name, dir_fd=folder)
+
     @contextlib.contextmanager
     def _folder(self, path: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
         """Walk to the directory of *path*; yields its descriptor and the last name."""
@@ -157,7 +174,8 @@ def write(plan: Plan, tree: Tree) -> None:
     """
     before = read_manifest(tree)
     require_ours(plan, tree, before)
-    wanted = manifest(plan)
+    folders = tree.missing_folders([*plan.files, *plan.links, MANIFEST])
+    wanted = manifest(plan, [*(before.folders if before else ()), *folders])
     try:
         _remember(tree, wanted, before)
         for path, text in plan.files.items():
@@ -178,7 +196,8 @@ def _remember(tree: Tree, wanted: Manifest, before: Manifest | None) -> None:
     """Write the manifest; while files are being replaced both old and new ones are ours."""
     files = {**(before.files if before else {}), **wanted.files}
     links = {**(before.links if before else {}), **wanted.links}
-    tree.write(MANIFEST, msgspec.json.format(msgspec.json.encode(Manifest(SCHEMA, wanted.home, files, links))) + b"\n")
+    known = msgspec.structs.replace(wanted, files=files, links=links)
+    tree.write(MANIFEST, msgspec.json.format(msgspec.json.encode(known)) + b"\n")
 
 
 def require_ours(plan: Plan, tree: Tree, before: Manifest | None) -> None:
@@ -222,4 +241,6 @@ def remove(tree: Tree) -> tuple[Manifest, list[str]]:
         else:
             left.append(path)
     tree.remove(MANIFEST)
+    for folder in reversed(known.folders):
+        tree.remove_folder(folder)
     return known, left

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,8 @@ IMAGE_PREFIX: Final = "/opt/casemate"
 SCHEMA: Final = 1
 _PRIVATE_PLACES: Final = ("/home", "/root", "/run/user")  # ProtectHome= hides them from every unit
 START: Final = ("systemctl", "start", "casemate.target")
-STOP: Final = ("systemctl", "stop", "casemate.target")
+STOP: Final = ("systemctl", "stop", "casemate.target", "casemate-*.service")
+"""The target alone would not wait for its units."""
 RELOAD: Final = ("systemctl", "daemon-reload")
 _SYSTEMCTL_AFTER: Final = (RELOAD, START)
 
@@ -40,12 +42,13 @@ class Plan:
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an installation wrote: the digest of every file, and every link. Nothing else is ever removed."""
+    """What an installation wrote: the digest of every file, every link, every directory. Nothing else is removed."""
 
     schema: int
     home: str
     files: dict[str, str]
     links: dict[str, str]
+    folders: tuple[str, ...] = ()
 
 
 def live_place(home: str, *, loopback: bool) -> Place:
@@ -75,10 +78,10 @@ def make(place: Place, *, live: bool) -> Plan:
     )
 
 
-def manifest(plan: Plan) -> Manifest:
-    """Return what is remembered of *plan* for the day it is removed."""
+def manifest(plan: Plan, folders: Sequence[str]) -> Manifest:
+    """Return what is remembered of *plan*, and of the *folders* it makes, for the day it is removed."""
     digests = {path: digest(text.encode()) for path, text in plan.files.items()}
-    return Manifest(SCHEMA, plan.place.home, digests, plan.links)
+    return Manifest(SCHEMA, plan.place.home, digests, plan.links, tuple(folders))
 
 
 def digest(data: bytes) -> str:

@@ -16,8 +16,8 @@ from casemate.device import migrate, models, startup
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.ownership import hand_over, own
-from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, encode
-from casemate.errors import NotFoundError
+from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, encode, parse
+from casemate.errors import BusyError, NotFoundError
 
 _RUN_MODE: Final = 0o711
 
@@ -25,13 +25,27 @@ _RUN_MODE: Final = 0o711
 def setup(home: Home, settings: Settings, *, begin: Callable[[str], None]) -> Facts:
     """Prepare *home*, write the agent's facts, then *begin* the engine of every model (without waiting for it).
 
+    While the device runs there is nothing to prepare: its engines are asked for once more.
+
     Raises:
         NotFoundError: there is no model to serve, or one that the settings name is missing.
-        BusyError: a device runs on this home.
+        BusyError: another device runs on this home.
         NotAuthorisedError: a new keystore has no way in.
 
     """
     startup.require_tls(settings)
+    try:
+        facts = _prepare(home, settings)
+    except BusyError:
+        if not (home.run / LINK_SOCKET).exists():
+            raise
+        facts = parse((home.run / FILE_NAME).read_bytes())
+    for name in facts.models:
+        begin(name)
+    return facts
+
+
+def _prepare(home: Home, settings: Settings) -> Facts:
     migrate.bring_forward(home)
     home.create()
     with home.lock():
@@ -45,8 +59,6 @@ def setup(home: Home, settings: Settings, *, begin: Callable[[str], None]) -> Fa
         hand_over(home)
         open_run(home)
         write_atomic(home.run / FILE_NAME, encode(facts), mode=0o600, owner=owner_of("agent"))
-    for name in served:
-        begin(name)
     return facts
 
 

@@ -98,7 +98,6 @@ def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> 
         name=f"casemate-{role}{'@' if template else ''}.service",
         description=description,
         unit={
-            "Requires": "casemate-setup.service",
             "After": "casemate-setup.service",
             "PartOf": "casemate.target casemate-agent.service",
             "StartLimitIntervalSec": "0",  # the agent decides how often: a process it does not want only waits
@@ -120,8 +119,7 @@ SETUP: Final = Unit(
     unit={"After": "local-fs.target systemd-tmpfiles-setup.service", "PartOf": "casemate.target"},
     service={
         **COMMON,
-        "Type": "oneshot",
-        "RemainAfterExit": "yes",
+        "Type": "oneshot",  # not RemainAfterExit: every start of the target asks it what to serve
         "ExecStart": "{python} -P -m casemate.device.service setup",
         # Root: it hands each part of the home to the uid that owns it. Short-lived, parses nothing from outside.
         "CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER",
@@ -129,7 +127,6 @@ SETUP: Final = Unit(
         "PrivateUsers": "no",
         "SystemCallFilter": ("@system-service", "~@privileged @resources", "@chown"),
         "LoadCredential": "casemate-passphrase",
-        "LoadCredentialEncrypted": "casemate-passphrase",
         "TemporaryFileSystem": (),
         "BindReadOnlyPaths": (),
         "InaccessiblePaths": ("-/boot", "-/etc/ssh"),
@@ -154,8 +151,9 @@ AGENT: Final = Unit(
         "Type": "notify",
         "User": "casemate-agent",
         "ExecStart": "{python} -P -m casemate.device.service agent",
-        "Restart": "on-abnormal",  # a fault that it reports itself is for a person: a restart would not help
-        "RestartSec": "1s",
+        "Restart": "on-failure",
+        "RestartPreventExitStatus": "2 4 5 10 11 12",  # settings, secrets, damage, the host: for a person
+        "RestartSec": "2s",
         "TimeoutStopSec": "10s",
         "PrivateUsers": "no",  # inside a user namespace every peer on the link socket would look like nobody
         # It binds the API's address; the gateway gets the socket and has no network of its own.
@@ -184,7 +182,6 @@ VAULT: Final = _linked(
         "ProcSubset": "all",  # /proc/meminfo: is there room for the model
         "MemorySwapMax": "0",
         "LoadCredential": ("casemate-passphrase", "casemate-keys:/etc/casemate/keys"),
-        "LoadCredentialEncrypted": "casemate-passphrase",
     },
 )
 
