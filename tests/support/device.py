@@ -35,8 +35,8 @@ class Device:
     def key(self) -> str:
         return (self.home / "run" / "default-app.key").read_text().strip()
 
-    def cli(self, *arguments: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        return cli(self.environ, *arguments, check=check, input=input)
+    def cli(self, *arguments: str, check: bool = True, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        return cli(self.environ, *arguments, check=check, text=text)
 
     def json(self, *arguments: str, check: bool = True) -> dict[str, Any]:
         return json.loads(self.cli(*arguments, "--json", check=check).stdout)
@@ -96,15 +96,15 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
 
 
 def cli(
-    environ: Mapping[str, str], *arguments: str, check: bool = True, input: str | None = None
+    environ: Mapping[str, str], *arguments: str, check: bool = True, text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "casemate", *arguments],
         env=dict(environ),
         capture_output=True,
         text=True,
-        input=input,
-        stdin=None if input is not None else subprocess.DEVNULL,
+        input=text,
+        stdin=None if text is not None else subprocess.DEVNULL,
         timeout=120,
         check=False,
     )

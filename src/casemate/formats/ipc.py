@@ -28,14 +28,14 @@ class Message(msgspec.Struct, frozen=True, tag_field="t", forbid_unknown_fields=
 # --- agent <-> any child ------------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """Child: everything is imported, nothing has been opened."""
 
     role: str
     pid: int
 
 
-class Start(Message, tag="start"):
+class Start(Message, frozen=True, tag="start"):
     """Agent: begin. `fds` names the descriptors that came with the frame, in order."""
 
     home: str
@@ -43,13 +43,13 @@ class Start(Message, tag="start"):
     settings: dict[str, Any] = {}
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, frozen=True, tag="ready"):
     """Child: serving. `facts` is shown by `casemate status`."""
 
     facts: dict[str, Any] = {}
 
 
-class Fatal(Message, tag="fatal"):
+class Fatal(Message, frozen=True, tag="fatal"):
     """Child: cannot go on; the fields are those of `CasemateError`. `transient` asks for a restart."""
 
     code: str
@@ -60,13 +60,13 @@ class Fatal(Message, tag="fatal"):
     transient: bool = False
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     """Agent: are you alive."""
 
     n: int
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, frozen=True, tag="pong"):
     """Child: yes."""
 
     n: int
@@ -75,14 +75,14 @@ class Pong(Message, tag="pong"):
 # --- agent -> vault -------------------------------------------------------------------------------------------------
 
 
-class Load(Message, tag="load"):
+class Load(Message, frozen=True, tag="load"):
     """Agent: decrypt *model* into a sealed memory file and send it down the descriptor that came along."""
 
     model: str
     path: str
 
 
-class Loaded(Message, tag="loaded"):
+class Loaded(Message, frozen=True, tag="loaded"):
     """Vault: the engine has its descriptor."""
 
     model: str
@@ -92,7 +92,7 @@ class Loaded(Message, tag="loaded"):
     security_version: int = 0
 
 
-class LoadFailed(Message, tag="load_failed"):
+class LoadFailed(Message, frozen=True, tag="load_failed"):
     """Vault: refused; nothing was handed over."""
 
     model: str
@@ -106,7 +106,7 @@ class LoadFailed(Message, tag="load_failed"):
 # --- vault -> engine: one frame with one descriptor -------------------------------------------------------------------
 
 
-class Weights(Message, tag="weights"):
+class Weights(Message, frozen=True, tag="weights"):
     """Vault: the sealed memory file that came with this frame holds *bytes* of GGUF."""
 
     model: str
@@ -116,7 +116,7 @@ class Weights(Message, tag="weights"):
 # --- agent -> gateway -------------------------------------------------------------------------------------------------
 
 
-class EngineUp(Message, tag="engine_up"):
+class EngineUp(Message, frozen=True, tag="engine_up"):
     """Agent: talk to *model* over the descriptor that came along."""
 
     model: str
@@ -126,7 +126,7 @@ class EngineUp(Message, tag="engine_up"):
     created: int = 0
 
 
-class EngineDown(Message, tag="engine_down"):
+class EngineDown(Message, frozen=True, tag="engine_down"):
     """Agent: *model* is gone; `retry_after` seconds until it may be back, None when it needs a person."""
 
     model: str
@@ -134,7 +134,7 @@ class EngineDown(Message, tag="engine_down"):
     retry_after: int | None = None
 
 
-class EngineStuck(Message, tag="engine_stuck"):
+class EngineStuck(Message, frozen=True, tag="engine_stuck"):
     """Gateway: *model* missed its deadline and ignored a cancel."""
 
     model: str
@@ -143,7 +143,7 @@ class EngineStuck(Message, tag="engine_stuck"):
 # --- gateway <-> engine -----------------------------------------------------------------------------------------------
 
 
-class Generate(Message, tag="generate"):
+class Generate(Message, frozen=True, tag="generate"):
     """Gateway: run one request. `params` holds only fields the gateway typed and bounded."""
 
     id: int
@@ -152,20 +152,20 @@ class Generate(Message, tag="generate"):
     deadline: float  # seconds from receipt
 
 
-class Cancel(Message, tag="cancel"):
+class Cancel(Message, frozen=True, tag="cancel"):
     """Gateway: stop request *id* at the next token."""
 
     id: int
 
 
-class Chunk(Message, tag="chunk"):
+class Chunk(Message, frozen=True, tag="chunk"):
     """Engine: one piece of streamed text of request *id* (may be empty: the role announcement)."""
 
     id: int
     text: str
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     """Engine: request *id* ended. `result` is text for chat and completion, vectors for embedding."""
 
     id: int
@@ -175,7 +175,7 @@ class Done(Message, tag="done"):
     vectors: list[list[float]] | None = None
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, frozen=True, tag="failed"):
     """Engine: request *id* was refused or failed. `code`: bad_request | too_long | deadline | busy | internal."""
 
     id: int
@@ -186,21 +186,21 @@ class Failed(Message, tag="failed"):
 # --- anyone -> journal ------------------------------------------------------------------------------------------------
 
 
-class Append(Message, tag="append"):
+class Append(Message, frozen=True, tag="append"):
     """Record events (OCSF objects, see `formats.event`); acknowledged once they are durable."""
 
     id: int
     events: list[dict[str, Any]]
 
 
-class Appended(Message, tag="appended"):
+class Appended(Message, frozen=True, tag="appended"):
     """Journal: the events of request *id* are on disk; the last has this *index*."""
 
     id: int
     index: int
 
 
-class NotAppended(Message, tag="not_appended"):
+class NotAppended(Message, frozen=True, tag="not_appended"):
     """Journal: none of the events of request *id* was recorded (disk full, not an event, not this role's to say)."""
 
     id: int
@@ -209,7 +209,7 @@ class NotAppended(Message, tag="not_appended"):
     hint: str = ""
 
 
-class Attach(Message, tag="attach"):
+class Attach(Message, frozen=True, tag="attach"):
     """Agent to journal: *role* was restarted; its new link is the descriptor that came along."""
 
     role: str
@@ -218,14 +218,14 @@ class Attach(Message, tag="attach"):
 # --- a process that is a unit of its own -> agent, over run/link/agent.sock ----------------------------------------
 
 
-class Join(Message, tag="join"):
+class Join(Message, frozen=True, tag="join"):
     """Unit: I am the process for *role* (for *model*, when an engine). The kernel says whether that is true."""
 
     role: str
     model: str = ""
 
 
-class Joined(Message, tag="joined"):
+class Joined(Message, frozen=True, tag="joined"):
     """Agent: you are wanted; from here on this connection is the control link. `fds` names what came along."""
 
     fds: tuple[str, ...] = ()
@@ -234,7 +234,7 @@ class Joined(Message, tag="joined"):
 # --- agent <-> spawner, when root runs `casemate up` ----------------------------------------------------------------
 
 
-class Spawn(Message, tag="spawn"):
+class Spawn(Message, frozen=True, tag="spawn"):
     """Agent: start the process of *role* (of *model*); its links come along, the control link first."""
 
     id: int
@@ -244,13 +244,13 @@ class Spawn(Message, tag="spawn"):
     replay: bool = False
 
 
-class Kill(Message, tag="kill"):
+class Kill(Message, frozen=True, tag="kill"):
     """Agent: end the process *pid*, which this spawner started."""
 
     pid: int
 
 
-class Spawned(Message, tag="spawned"):
+class Spawned(Message, frozen=True, tag="spawned"):
     """Spawner: request *id* runs as *pid*; with pid 0 it could not be started, and *why*."""
 
     id: int
@@ -258,7 +258,7 @@ class Spawned(Message, tag="spawned"):
     why: str = ""
 
 
-class Ended(Message, tag="ended"):
+class Ended(Message, frozen=True, tag="ended"):
     """Spawner: *pid* is gone; *reason* says how."""
 
     pid: int
@@ -268,14 +268,14 @@ class Ended(Message, tag="ended"):
 # --- command line <-> agent, over run/agent.sock --------------------------------------------------------------------
 
 
-class Ask(Message, tag="ask"):
+class Ask(Message, frozen=True, tag="ask"):
     """Command line: do *verb* (status | record | stop) with *args*."""
 
     verb: str
     args: dict[str, Any] = {}
 
 
-class Answer(Message, tag="answer"):
+class Answer(Message, frozen=True, tag="answer"):
     """Agent: the outcome; when not *ok*, *data* holds code, message and hint."""
 
     ok: bool
