@@ -1,8 +1,8 @@
 """The command line as a person sees it: each transcript in this folder is run, line by line, on an empty home.
 
-    $ casemate model list             a command, run by sh in a scratch directory
-    NAME  ...                         what it prints on stdout and stderr together; `...` stands for any text
-    [exit 5]                          the exit code, when it is not 0
+$ casemate model list             a command, run by sh in a scratch directory
+NAME  ...                         what it prints on stdout and stderr together; `...` stands for any text
+[exit 5]                          the exit code, when it is not 0
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.device import environment
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What a device says when the host or the person gives it something it must not run with: the code, the fix, no debris."""
+"""What a device says to a host or a person it must not run with: the code, the fix, no debris."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from support.device import cli, environment
 
 UP = [sys.executable, "-m", "casemate", "up", "--listen", "127.0.0.1:0"]

@@ -1,1 +1,1 @@
-"""What people type: `casemate <noun> <verb>`. One module per noun, imported when typed; only this layer wires planes."""
+"""What people type: `casemate <noun> <verb>`. One module per noun, imported when typed; only this layer wires them."""
