@@ -23,7 +23,7 @@ VALUES = [
     "+44 20 7946 0958",
     "2001:db8:85a3::8a2e:370:7334",
     "ghp_" + "x9Yz" * 9,
-    "AKIAIOSFODNN7EXAMPLE",
+    "AKIA2OGYBAH6QW7TZL4P",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P",
     KEY,
 ]

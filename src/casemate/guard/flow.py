@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from casemate.guard.entities.evidence import AFTER
 from casemate.guard.fold import View
 from casemate.guard.output import Lookout
-from casemate.guard.segments import CAPPED, UNDECIDED, next_cut
+from casemate.guard.segments import CAPPED, UNDECIDED, anchor_before, next_cut
 from casemate.guard.session import Piece, Session
 from casemate.guard.verdict import Span
 
 SWALLOW_CAP: Final = 65536
+SKIP: Final = 24
 
 
 @dataclass(slots=True)
@@ -46,26 +48,50 @@ class Flow:
         self._out: list[str] = []
         self._sent = 0
         self._stop: str | None = None
+        self._capped = False
 
     def run(self, *, final: bool) -> Done:
         """Redact what is complete; *final* says that the text ends with the stretch."""
-        text, progress = self._view.text, self._progress
+        start = self._walk(0, len(self._view.text), final=final)
+        if self._capped:
+            return self._done(len(self._raw), len(self._view.text))
+        used = self._view.starting(start) if self._stop or not final else len(self._raw)
+        self._progress.scan -= start
+        return self._done(used, start)
+
+    def run_near(self, places: list[int]) -> Done:
+        """Redact a whole text of which only the segments near *places* (`evidence`) can hold a value."""
+        text = self._view.text
         start = 0
-        while start < len(text) and self._stop is None:
-            cut = next_cut(text, start, progress.scan, final=final)
+        for place in places:
+            if place + AFTER < start:
+                continue
+            if place - start > SKIP:
+                anchor = anchor_before(text, start, place - 1)
+                self._session.skip(text, start, anchor)
+                start = self._progress.scan = anchor
+            start = self._walk(start, place + AFTER, final=True)
+            if self._stop is not None:
+                break
+        return self._done(len(self._raw), len(text))
+
+    def _walk(self, start: int, until: int, *, final: bool) -> int:
+        """Redact segment by segment from *start* until one ends after *until*; return where the next one begins."""
+        text, progress = self._view.text, self._progress
+        while start < len(text) and start <= until and self._stop is None:
+            cut = next_cut(text, start, progress.scan, self._session.tail, final=final)
             progress.scan = cut.scan
             if cut.end == UNDECIDED:
                 break
             if cut.end == CAPPED:
-                return self._capped(start, cut.scan)
+                self._cap(start, cut.scan)
+                break
             if progress.swallowing:
                 start = self._swallow(start, cut.end, forced=cut.forced)
             else:
                 start = self._segment(start, cut.end, forced=cut.forced)
             progress.scan = start
-        used = self._view.starting(start) if self._stop or not final else len(self._raw)
-        progress.scan -= start
-        return self._done(used, start)
+        return start
 
     def _segment(self, start: int, end: int, *, forced: bool) -> int:
         """Write one segment and return where the next one begins.
@@ -109,16 +135,15 @@ class Flow:
             self._stop = "cap"
         return self._write(start, end, [Piece(0, end - start, kind, "")])
 
-    def _capped(self, start: int, end: int) -> Done:
+    def _cap(self, start: int, end: int) -> None:
         """Replace a block that is too long to be waited for, and let nothing after it out."""
-        self._stop = "cap"
+        self._stop, self._capped = "cap", True
         folded = self._view.text[start:end]
         self._write(start, end, self._session.pieces(folded))
         if self._spans:
             last = self._spans.pop()
             self._spans.append(Span(last.start, len(self._raw), last.type))
         self._sent = len(self._raw)
-        return self._done(len(self._raw), len(self._view.text))
 
     def _write(self, start: int, end: int, pieces: list[Piece]) -> int:
         """Put *pieces* (relative to the folded offset *start*) over the original text; return where they end."""

@@ -1,12 +1,12 @@
 """Where a text may be cut so that no value lies across the cut: the reason streams and whole texts agree.
 
-Redaction works segment by segment. A segment is usually one word; it is longer where a value may continue over a gap
-(digit groups, an IBAN in fours, `name [at] host`, a date in words, a PEM block). `next_cut` decides from the text up to
-the cut and at most a few characters after it, so a stream reaches the same cuts as a whole text, only later. Both then
-run the same rules on the same segments with the same left context: equal output for any chunking needs no further
-argument.
+Redaction works segment by segment. A segment is usually one word with the gap after it; it is longer where a value
+may go on over a gap (digit groups, an IBAN in fours, `name [at] host`, a date in words, a name, a seed phrase, a PEM
+block). `next_cut` decides from the text up to the cut and at most a few characters after it, so a stream reaches the
+same cuts as a whole text, only later. Both then run the same rules on the same segments with the same left context:
+equal output for any chunking needs no further argument.
 
-A run without any gap is cut by force after `WINDOW` characters (`redact` overlaps such windows).
+A run without any gap is cut by force after `WINDOW` characters (`flow` overlaps such windows).
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import re
 from typing import Final, NamedTuple
 
 from casemate.guard.entities import pem
+from casemate.guard.entities.bip39_words import INDEX
+from casemate.guard.entities.names import name_may_follow
+from casemate.guard.entities.phrases import said
 from casemate.guard.entities.words import DATE_LINKS, MARKER_PREFIXES, MARKERS, MONTH_STARTS, is_month
 
 WINDOW: Final = 2048
 SLACK: Final = 64
-MAX_GAP: Final = 16
+GAP: Final = 3
 UNDECIDED: Final = -1
 CAPPED: Final = -2
 
@@ -28,16 +31,36 @@ _UNSPACED: Final = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _CANDIDATE = re.compile(
-    rf"\s{{1,{MAX_GAP}}}(?=\S)|\s{{{MAX_GAP + 1}}}|(?<=[{_UNSPACED}])(?=[{_UNSPACED}])"
+    rf"\s{{1,{GAP}}}(?=\S)|\s{{{GAP + 1}}}|\s{{1,{GAP}}}\Z|(?<=[{_UNSPACED}])(?=[{_UNSPACED}])"
     r'|(?<=",)(?=\S)|(?<=":)(?=[^\s:])'
 )
+_STRIPPED: Final = ",;.:)(\"'0123456789"
+_SPACE = re.compile(r"\s")
 _RIGHT: Final = 12
+ANCHOR_NEAR: Final = 160
+ANCHOR_FAR: Final = 2000
 _LEFT: Final = 64
+_HEADER_REACH: Final = 96
 _DAY_REACH: Final = 16
-MONTH_START: Final = 3
+_DECIMAL_REACH: Final = 20
+_PREFIX: Final = 4
+_MONTH_START: Final = 3
+_LONGEST_WORD: Final = 10
+_ENDS: Final = frozenset('!?;"')
+_CJK_DATE: Final = frozenset("\u5e74\u6708\ub144\uc6d4")
 _IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?: [A-Za-z0-9]{4}){0,8}\Z")
 _DAY_BEFORE = re.compile(r"(?<!\d)\d{1,2}(?:st|nd|rd|th|\.)?(?: (?:of|de|del|di))?\Z")
+_DECIMAL = re.compile(r"\.\d{3,12},\Z")
 _MONTH_DAY = re.compile(r"([A-Za-z\u00c0-\u017f]{3,12})\.? \d{1,2}(?:st|nd|rd|th)?,?\Z")
+
+
+# A gap that ends a segment wherever it began and whatever the context: a wide one, a line's end, or one after a plain
+# word and before what no value begins with.
+_ANCHOR = re.compile(
+    r"(?<=\S)\s{4}|(?<=\s)(?P<last>\S{2,20})\n"
+    r"|(?<=\s)(?P<word>[^\s\d]\S{0,18}[A-Za-z\u00df-\u00ff|)\]}])[,;!?]?\s{1,3}(?=[^\s\dA-Z(\[{<@.])"
+)
+_NOT_ANCHORS: Final = frozenset({*INDEX, *MARKERS, *DATE_LINKS})
 
 
 class Cut(NamedTuple):
@@ -48,45 +71,44 @@ class Cut(NamedTuple):
     forced: bool = False
 
 
-def next_cut(text: str, start: int, scan: int, *, final: bool) -> Cut:
+def next_cut(text: str, start: int, scan: int, context: str, *, final: bool) -> Cut:
     """Return the end of the segment of *text* that begins at *start*; *scan* comes from the last undecided answer.
 
-    *final* says that the text ends here. A forced cut is `start + WINDOW`.
+    *context* is the output before the segment; *final* says that the text ends here. A forced cut is `start + WINDOW`.
     """
     limit = start + WINDOW
     for candidate in _CANDIDATE.finditer(text, max(start, scan)):
         end, right = candidate.span()
         if end == start:
-            scan = right
+            if end < right:
+                return Cut(start + 1, start + 1)
             continue
         block = _key_block(text, start, end, final=final)
         if block is not None:
             return block
         if end > limit:
             return Cut(limit, limit, forced=True)
-        joined = _joined(text, start, end, right, final=final)
+        if end == right:
+            return Cut(end, end)
+        if _closed(text, start, end, context):
+            return Cut(end + 1, end + 1)
+        joined = _joined(text, start, end, right, context, final=final)
         if joined is None:
             return Cut(UNDECIDED, end)
         if not joined:
-            return Cut(end, end)
-        scan = right
-    return _cut_without_gap(text, start, scan, final=final)
+            return Cut(right, right)
+    return _cut_without_gap(text, start, final=final)
 
 
-def _cut_without_gap(text: str, start: int, scan: int, *, final: bool) -> Cut:
-    """Return the cut when no gap from *scan* on can be one."""
+def _cut_without_gap(text: str, start: int, *, final: bool) -> Cut:
+    """Return the cut when no gap so far is one."""
     block = _key_block(text, start, len(text), final=final)
     if block is not None:
         return block
     limit = start + WINDOW
     if len(text) > (limit if final else limit + SLACK):
         return Cut(limit, limit, forced=True)
-    if final:
-        return Cut(len(text), len(text))
-    resume = len(text)
-    while resume > scan and text[resume - 1].isspace():
-        resume -= 1
-    return Cut(UNDECIDED, max(scan, min(resume, len(text) - 1)))
+    return Cut(len(text) if final else UNDECIDED, len(text))
 
 
 def _key_block(text: str, start: int, end: int, *, final: bool) -> Cut | None:
@@ -102,39 +124,68 @@ def _key_block(text: str, start: int, end: int, *, final: bool) -> Cut | None:
     return Cut(CAPPED, header.end() + pem.PEM_CAP) if close == pem.CAPPED else Cut(close, close)
 
 
-def _joined(text: str, start: int, end: int, right: int, *, final: bool) -> bool | None:
-    """Return whether a value may go on over the gap *end*..*right*; None when more text is needed to tell."""
-    gap = text[end:right]
-    if not gap or len(gap) > MAX_GAP or text[end - 1].isspace():
+def _closed(text: str, start: int, end: int, context: str) -> bool:
+    """Return whether nothing can go on over the gap at *end*, whatever stands after it."""
+    before = text[end - 1]
+    if text[end] != "\n" and before not in _ENDS and not (before == "," and text[end - 2 : end - 1].isalpha()):
         return False
-    if pem.header_open(text, start, end):
+    return not (_header_open(text, start, end) or _in_phrase(text, start, end, context))
+
+
+def _joined(text: str, start: int, end: int, right: int, context: str, *, final: bool) -> bool | None:
+    """Return whether a value may go on over the gap *end*..*right*; None when more text is needed to tell."""
+    if right - end > GAP:
+        return False
+    if right == len(text):
+        return False if final else None
+    if _header_open(text, start, end) or _in_phrase(text, start, end, context):
         return True
-    if "\n" in gap or len(gap) > 3:  # noqa: PLR2004 - a value's groups stand closer than that
+    if "\n" in text[end:right]:
         return False
     before, after = text[end - 1], text[right]
     if after.isdigit():
         return _joins_digit(text, start, end, before)
-    ahead = text[right : right + _RIGHT]
-    complete = final or len(ahead) == _RIGHT or any(c.isspace() for c in ahead)
-    word = ahead.split(None, 1)[0]
-    if before.isdigit() and (after in "(-/." or after.isupper()):
+    if after.isupper() and name_may_follow(text, start, end, context):
+        return True
+    if before.isdigit():
         if after in "(-/.":
             return True
         if _IBAN_SO_FAR.search(text, max(start, end - _LEFT), end):
             return True
-    return _joins_word(text, start, end, word, complete=complete)
+    ahead = text[right : right + _RIGHT]
+    complete = final or len(ahead) == _RIGHT or _SPACE.search(ahead) is not None
+    return _joins_word(text, start, end, ahead.split(None, 1)[0].lower(), complete=complete)
+
+
+def _header_open(text: str, start: int, end: int) -> bool:
+    near = max(start, end - _HEADER_REACH)
+    return text.find("----", near, end) >= 0 and pem.header_open(text, near, end)
+
+
+def _in_phrase(text: str, start: int, end: int, context: str) -> bool:
+    """Return whether the word before the gap may be one of a recovery phrase, or a number in its list."""
+    last = _last_word(text, start, end)
+    if len(last) > _LONGEST_WORD:
+        return False
+    word = last.strip(_STRIPPED)
+    if word and word.lower() not in INDEX:
+        return False
+    return said(context) or said(text[start:end])
 
 
 def _joins_digit(text: str, start: int, end: int, before: str) -> bool:
-    if before.isdigit() or before == ")":
+    """Return whether a digit after the gap can belong to what stands before it."""
+    if before.isdigit() or before == ")" or before in _CJK_DATE:
         return True
     if before in "-/.(+":
         return end - 2 >= start and (text[end - 2].isdigit() or text[end - 2].isspace())
-    last = _last_word(text, start, end)
     if before == ",":
         month = _MONTH_DAY.search(text, max(start, end - _LEFT), end)
-        return month is not None and is_month(month[1])
-    if len(last) <= 4 and last.isupper():  # noqa: PLR2004 - GB12, AB 12 34 56 C, IBAN groups
+        return (month is not None and is_month(month[1])) or bool(
+            _DECIMAL.search(text, max(start, end - _DECIMAL_REACH), end)
+        )
+    last = _last_word(text, start, end)
+    if len(last) <= _PREFIX and last.isupper():
         return True
     return is_month(last) or last.lower() in DATE_LINKS or last.lower() in MARKERS
 
@@ -142,27 +193,28 @@ def _joins_digit(text: str, start: int, end: int, before: str) -> bool:
 def _joins_word(text: str, start: int, end: int, word: str, *, complete: bool) -> bool | None:
     """Decide for a word on the right; the first way of going on that says yes, or asks for more text, wins."""
     last = _last_word(text, start, end).lower()
-    lower = word.lower()
     for way in (_joins_letter, _joins_marker):
-        answer = way(last, lower, complete=complete)
+        answer = way(last, word, complete=complete)
         if answer is not False:
             return answer
     if last in MARKERS and end - len(last) > start:
         return True
     if _DAY_BEFORE.search(text, max(start, end - _DAY_REACH), end):
-        return _joins_month(lower, complete=complete)
-    return _joins_link(lower, complete=complete) if is_month(last) else False
+        return _joins_month(word, complete=complete)
+    return _joins_link(word, complete=complete) if is_month(last) else False
 
 
 def _joins_letter(last: str, word: str, *, complete: bool) -> bool | None:
     """Join letters standing alone: `b o b @ x . o r g`."""
-    if len(last) != 1 or not last.isalnum() or len(word) != 1:
+    if len(last) != 1 or len(word) != 1 or not (last.isalnum() or last in "@.-_+"):
         return False
     return True if complete else None
 
 
-def _joins_marker(_last: str, word: str, *, complete: bool) -> bool | None:
+def _joins_marker(last: str, word: str, *, complete: bool) -> bool | None:
     """Join a written `@` or `.`: `bob [at] example dot org`."""
+    if not last[-1].isalnum():
+        return False
     if word in MARKERS:
         return True if complete else None
     return None if not complete and word in MARKER_PREFIXES else False
@@ -170,11 +222,11 @@ def _joins_marker(_last: str, word: str, *, complete: bool) -> bool | None:
 
 def _joins_month(word: str, *, complete: bool) -> bool | None:
     """Join a month after a day: `25 December`, `25 de diciembre`."""
-    if word[:3] in MONTH_STARTS:
+    if word[:_MONTH_START] in MONTH_STARTS:
         return True
     if word in DATE_LINKS:
         return True if complete else None
-    return None if not complete and len(word) < MONTH_START else False
+    return None if not complete and len(word) < _MONTH_START else False
 
 
 def _joins_link(word: str, *, complete: bool) -> bool | None:
@@ -182,6 +234,39 @@ def _joins_link(word: str, *, complete: bool) -> bool | None:
     if word in DATE_LINKS:
         return True if complete else None
     return None if not complete and any(link.startswith(word) for link in DATE_LINKS) else False
+
+
+def anchor_before(text: str, start: int, end: int) -> int:
+    """Return a place between *start* and *end*, near *end*, that is a cut for certain; *start* when none shows."""
+    for reach in (ANCHOR_NEAR, ANCHOR_FAR):
+        begin = max(start, end - reach)
+        best = start
+        for gap in _ANCHOR.finditer(text, begin, end):
+            if _parts(text, gap):
+                best = gap.end()
+        if best > start or begin == start:
+            return best
+    return start
+
+
+def _parts(text: str, gap: re.Match[str]) -> bool:
+    """Return whether nothing goes on over *gap*."""
+    last = gap["last"] or gap["word"]
+    if last is None:
+        return True
+    bare = last.strip(_STRIPPED).lower()
+    if not bare or bare in _NOT_ANCHORS or "----" in last:
+        return False
+    if gap["last"]:
+        return True
+    ahead = text[gap.end() : gap.end() + _RIGHT].split(None, 1)[0]
+    return not (
+        is_month(bare)
+        or last.lower() in MARKERS
+        or ahead[0].isupper()
+        or ahead[0].isdigit()
+        or ahead.lower() in MARKERS
+    )
 
 
 def _last_word(text: str, start: int, end: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from casemate.guard.entities import CONTEXT, DETECTORS, Found, Window
+from casemate.guard.entities import CONTEXT, QUIET, Found, Window, find_all, is_idle
 from casemate.guard.placeholders import PLACEHOLDER, Placeholders
 from casemate.guard.verdict import Action, Channel, GuardPolicy
 
@@ -40,6 +40,9 @@ class Settings:
 
     def action(self, kind: str) -> Action:
         """Return the policy's action for *kind* on this channel."""
+        if kind in QUIET:
+            table = self.policy.output_entities if self.channel is Channel.OUTPUT else self.policy.input_entities
+            return table.get(kind, Action.ALLOW)
         return self.policy.entity_action(self.channel, kind)
 
 
@@ -49,7 +52,7 @@ class Session:
     def __init__(self, settings: Settings, placeholders: Placeholders) -> None:
         self._settings = settings
         self._placeholders = placeholders
-        self._tail = ""
+        self.tail = ""
 
     def blocks(self, kind: str) -> bool:
         """Return whether the policy wants a text with *kind* stopped."""
@@ -60,6 +63,8 @@ class Session:
 
         What is left after a round is looked at again beside its placeholders, so a second redaction finds nothing new.
         """
+        if is_idle(self.tail, folded):
+            return [Piece(0, len(folded), "", None)]
         pieces = [*_split_placeholders(folded)]
         for _ in range(MAX_ROUNDS):
             pieces, changed = self._round(folded, pieces)
@@ -67,13 +72,17 @@ class Session:
                 break
         return pieces
 
+    def skip(self, folded: str, start: int, end: int) -> None:
+        """Note that *folded* from *start* to *end*, which holds nothing, has become output as it is."""
+        self.tail = (self.tail + folded[max(start, end - CONTEXT) : end])[-CONTEXT:]
+
     def put_out(self, folded: str, pieces: list[Piece]) -> None:
         """Note that *pieces* of *folded* have become output: they are the context of what follows."""
         shown = "".join(p.mark if p.mark is not None else folded[p.start : p.end] for p in pieces)
-        self._tail = (self._tail + shown)[-CONTEXT:]
+        self.tail = (self.tail + shown)[-CONTEXT:]
 
     def _round(self, folded: str, pieces: list[Piece]) -> tuple[list[Piece], bool]:
-        tail = self._tail
+        tail = self.tail
         after: list[Piece] = []
         changed = False
         for piece in pieces:
@@ -90,11 +99,11 @@ class Session:
     def _find(self, tail: str, text: str) -> list[Found]:
         window = Window(tail, text)
         base = window.base
-        found = [f for detector in DETECTORS for f in detector(window)]
+        found = find_all(window)
         if not found:
             return found
         kept = [
-            Found(f.start - base, f.end - base, f.kind)
+            Found(f.start - base, f.end - base, f.kind, f.rank)
             for f in found
             if self._settings.action(f.kind) is not Action.ALLOW and f.start >= base
         ]
@@ -132,7 +141,7 @@ def _split_placeholders(folded: str) -> Iterable[Piece]:
 def _resolve(found: list[Found]) -> list[Found]:
     """Keep the longest of overlapping values, grown to cover what the losers covered: nothing shows through."""
     kept: list[Found] = []
-    for f in sorted(found, key=lambda f: (f.start - f.end, f.start, f.kind)):
+    for f in sorted(found, key=lambda f: (f.start - f.end, f.rank, f.start, f.kind)):
         clash = [k for k in kept if k.start < f.end and f.start < k.end]
         if not clash:
             kept.append(f)

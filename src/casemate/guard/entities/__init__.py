@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from casemate.guard.entities.net import find_email, find_network, find_url_password
-from casemate.guard.entities.numbers import find_cards, find_ibans, find_phones
-from casemate.guard.entities.secrets import find_key_blocks, find_tokens
-from casemate.guard.entities.window import CONTEXT, Detector, Found, Window
+from casemate.guard.entities.find import find_all, is_idle
+from casemate.guard.entities.window import CONTEXT, Found, Window
 
-DETECTORS: Final[tuple[Detector, ...]] = (
-    find_key_blocks,
-    find_tokens,
-    find_url_password,
-    find_email,
-    find_network,
-    find_cards,
-    find_ibans,
-    find_phones,
-)
+QUIET: Final = frozenset({"pii:DATE_TIME", "pii:URL", "pii:DOMAIN_NAME", "pii:AGE"})
+"""Kinds that say little by themselves: acted on only where a policy names them."""
 
-__all__ = ["CONTEXT", "DETECTORS", "Detector", "Found", "Window"]
+__all__ = ["CONTEXT", "QUIET", "Found", "Window", "find_all", "is_idle"]

@@ -1,4 +1,4 @@
-"""Addresses of machines and mailboxes: e-mail, IPv4 and IPv6, MAC, passwords in URLs."""
+"""Addresses of machines and mailboxes: e-mail, URL, IPv4 and IPv6, MAC, passwords in URLs."""
 
 from __future__ import annotations
 
@@ -7,54 +7,135 @@ from collections.abc import Iterator
 from typing import Final
 
 from casemate.guard.entities.window import Found, Window
+from casemate.guard.entities.words import word_set
 
+_LETTER: Final = "A-Za-z0-9\u00c0-\u024f\u0370-\u052f"
+_LABEL: Final = rf"[{_LETTER}](?:[{_LETTER}\-]{{0,61}}[{_LETTER}])?"
 _EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9\u00c0-\u024f][A-Za-z0-9\u00c0-\u024f._%+\-]{0,63}@"
-    r"(?:[A-Za-z0-9\u00c0-\u024f](?:[A-Za-z0-9\u00c0-\u024f\-]{0,61}[A-Za-z0-9\u00c0-\u024f])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"
+    rf"(?<![{_LETTER}._%+\-])[{_LETTER}_][{_LETTER}._%+'\-]{{0,63}}@"
+    rf"(?:{_LABEL}\.){{1,8}}[A-Za-z\u0400-\u04ff]{{2,24}}(?![A-Za-z0-9])"
 )
-_AT: Final = r"(?: ?[\[({<] ?(?:at|@|arroba|arobase) ?[\])}>] ?| ?@ ?| (?:at|AT|arroba|arobase) )"
+_AT: Final = (
+    r"(?: ?[\[({<] ?(?:at|@|arroba|arobase|\u00e4t) ?[\])}>] ?| ?@ ?| (?:arroba|arobase) "
+    r"|%40|&#64;|&#x40;|&commat;|_at_|-at-)"
+)
 _DOT: Final = (
-    r"(?: ?[\[({<] ?(?:dot|\.|punto|punkt|point|ponto) ?[\])}>] ?| ?\. ?| (?:dot|DOT|punto|punkt|point|ponto) )"
+    r"(?: ?[\[({<] ?(?:dot|\.|punto|punkt|point|ponto) ?[\])}>] ?| ?\. ?| (?:dot|punto|punkt|point|ponto) |_dot_|-dot-)"
 )
+_SAID_DOT: Final = (
+    r"(?: ?[\[({<] ?(?:dot|\.|punto|punkt|point|ponto) ?[\])}>] ?| (?:dot|punto|punkt|point|ponto) |_dot_|-dot-)"
+)
+_NAME: Final = (
+    rf"(?<![{_LETTER}.%+\-])[{_LETTER}](?:[{_LETTER}.%+\-]|_(?!at_)){{0,63}}?(?:{_SAID_DOT}[{_LETTER}\-]{{1,63}}?)?"
+)
+_PART: Final = rf"[{_LETTER}][{_LETTER}\-]{{0,61}}?"
 _WRITTEN_EMAIL = re.compile(
-    rf"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9][A-Za-z0-9._%+\-]{{0,63}}{_AT}"
-    rf"[A-Za-z0-9][A-Za-z0-9\-]{{0,61}}(?:{_DOT}[A-Za-z0-9][A-Za-z0-9\-]{{0,61}}){{0,4}}{_DOT}[A-Za-z]{{2,12}}(?![A-Za-z0-9])",
+    rf"{_NAME}(?:{_AT}{_PART}(?:{_DOT}{_PART}){{0,4}}?{_DOT}| at {_PART}(?:{_SAID_DOT}{_PART}){{0,4}}?{_SAID_DOT}"
+    rf"| (?P<spoken>at) {_PART}(?:\.{_PART}){{0,4}}?\.)(?P<top>[A-Za-z]{{2,12}})(?![A-Za-z0-9])",
     re.IGNORECASE,
 )
+_MAIL_WORD = re.compile(r"mail|write|reach|contact|send|@|correo|courriel|posta|schreib", re.IGNORECASE)
+_MAIL_REACH: Final = 48
+_SIGNS_OF_WRITING: Final = ("@", "at", "AT", "At", "arroba", "arobase", "%40", "&#", "&commat", "\u00e4t")
+_TLDS: Final = word_set(
+    """
+    com org net edu gov mil int info biz io dev app co ai me tv cc xyz online site tech store shop blog cloud email
+    mail name pro mobi test example invalid local internal de at ch uk us ca fr es it nl be pl se fi no dk pt br in
+    au nz jp kr cn ru ua cz sk hu ro bg gr tr il za mx ar cl pe ie lu eu asia hr si rs lt lv ee is li mc hk sg tw th
+    my id ph vn ae sa
+    """
+)
 _IPV4 = re.compile(r"(?<![\w.\-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w\-]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
-_MAC = re.compile(r"(?<![\w:\-])[0-9A-Fa-f]{2}(?:([:\-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}(?![\w:\-])")
-_URL_PASSWORD = re.compile(r"\b[A-Za-z][A-Za-z0-9+.\-]{1,20}://[^\s:/?#@\"'<>]{0,128}:([^\s@/\"'<>]{1,256})@(?=[\w\[])")
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{1,4})?(?![\w:])")
+_MAC = re.compile(
+    r"(?<![\w:\-])(?:[0-9A-Fa-f]{2}([:\-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}|(?:[0-9A-Fa-f]{4}\.){2}[0-9A-Fa-f]{4})(?![\w:\-])"
+)
+_URL = re.compile(r"(?<![A-Za-z0-9])(?:(?:https?|ftp|wss?)://|www\.)[^\s<>\"'`{}|\\^\[\]]{4,1000}", re.IGNORECASE)
+_TRAILING: Final = ".,;:!?)*_"
+_URL_PASSWORD = re.compile(
+    r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{1,20}://[^\s:/?#@\"'<>]{0,128}:([^\s/\"'<>]{1,256})@(?=[\w\[])"
+)
+_USERINFO = re.compile(r"://[^\s/]{0,128}\Z")
+_TEMPLATE = re.compile(r"[<>{}$*]|\A(?:password|passwd|pass|pwd|secret|token|x+)\Z", re.IGNORECASE)
+_SMALL_OCTET: Final = 40
 
 
 def find_email(window: Window) -> Iterator[Found]:
-    """Find e-mail addresses, plain and written with words."""
-    text = window.text
-    if text.find("@", window.base) >= 0:
+    """Find e-mail addresses, plain and written with words or entities."""
+    segment = window.text[window.base :]
+    if not any(sign in segment for sign in _SIGNS_OF_WRITING):
+        return
+    if "@" in segment:
         for match in window.matches(_EMAIL):
+            if not _in_userinfo(window.text, match.start()):
+                yield Found(*match.span(), "pii:EMAIL_ADDRESS")
+    for match in window.matches(_WRITTEN_EMAIL):
+        if match["top"].lower() not in _TLDS or _in_userinfo(window.text, match.start()):
+            continue
+        said = window.text[max(0, match.start() - _MAIL_REACH) : match.start()]
+        if not match["spoken"] or _MAIL_WORD.search(said):
             yield Found(*match.span(), "pii:EMAIL_ADDRESS")
+
+
+def _in_userinfo(text: str, at: int) -> bool:
+    """Return whether *at* stands between a URL's scheme and its host: what precedes the `@` there is a password."""
+    return _USERINFO.search(text, max(0, at - 140), at) is not None
 
 
 def find_network(window: Window) -> Iterator[Found]:
     """Find IP and MAC addresses."""
-    for match in window.matches(_IPV4):
-        yield Found(*match.span(), "pii:IP_ADDRESS")
-    for match in window.matches(_MAC):
-        yield Found(*match.span(), "pii:MAC_ADDRESS")
-    for match in window.matches(_IPV6):
-        if _is_ipv6(match[0]):
-            yield Found(*match.span(), "pii:IP_ADDRESS")
+    segment = window.text[window.base :]
+    if "." in segment and window.digits >= 4:  # noqa: PLR2004 - four octets
+        for match in window.matches(_IPV4):
+            if _is_ipv4(window, match):
+                yield Found(*match.span(), "pii:IP_ADDRESS")
+    if segment.count(":") > 1 or "-" in segment or "." in segment:
+        for match in window.matches(_MAC):
+            if any(c.isdigit() for c in match[0]) and match[0].count("0") < 12:  # noqa: PLR2004 - all zeros
+                yield Found(*match.span(), "pii:MAC_ADDRESS")
+    if segment.count(":") > 1:
+        for match in window.matches(_IPV6):
+            if _is_ipv6(match[0]):
+                yield Found(*match.span(), "pii:IP_ADDRESS")
+
+
+def find_urls(window: Window) -> Iterator[Found]:
+    """Find URLs without credentials; one that is only a host is a domain name."""
+    segment = window.text[window.base :]
+    if "://" not in segment and "www." not in segment.lower():
+        return
+    for match in window.matches(_URL):
+        url = match[0].rstrip(_TRAILING)
+        rest = url.partition("://")[2] or url
+        host, slash, path = rest.partition("/")
+        if "@" not in host and ("." in host or ":" in host):
+            kind = "pii:URL" if path or "?" in host else "pii:DOMAIN_NAME"
+            yield Found(match.start(), match.start() + len(url), kind, int(bool(slash)))
 
 
 def find_url_password(window: Window) -> Iterator[Found]:
     """Find the password in `scheme://user:password@host`."""
-    if window.text.find("://", window.base) >= 0:
-        for match in window.matches(_URL_PASSWORD):
+    if window.text.find("://", window.base) < 0:
+        return
+    for match in window.matches(_URL_PASSWORD):
+        if not _TEMPLATE.search(match[1]) or len(set(match[1])) > 5:  # noqa: PLR2004 - $ and * also occur in passwords
             yield Found(*match.span(1), "secret:url-credentials")
+
+
+def _is_ipv4(window: Window, match: re.Match[str]) -> bool:
+    """Tell an address from a version: small numbers need a word that says address."""
+    octets = [int(octet) for octet in match[0].split(".")]
+    if any(len(octet) > 1 and octet[0] == "0" for octet in match[0].split(".")):
+        return False
+    if window.near(match.start(), "ip") is not None:
+        return True
+    return max(octets) >= _SMALL_OCTET and not window.denied(match.start())
 
 
 def _is_ipv6(text: str) -> bool:
     groups = [group for group in text.split(":") if group]
+    if not any(c.isdigit() for c in text):
+        return False
     if "::" in text:
-        return text.count("::") == 1 and ":::" not in text and 2 <= len(groups) <= 7  # noqa: PLR2004 - RFC 4291
+        return text.count("::") == 1 and ":::" not in text and 1 < len(groups) < 8  # noqa: PLR2004 - RFC 4291
     return len(groups) == 8 or (len(groups) == 7 and "." in groups[-1])  # noqa: PLR2004 - RFC 4291

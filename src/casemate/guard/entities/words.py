@@ -30,3 +30,8 @@ MARKER_PREFIXES: Final = frozenset(marker[:length] for marker in MARKERS for len
 def is_month(word: str) -> bool:
     """Return whether *word* names a month (any of a dozen languages, any case)."""
     return word.lower().rstrip(".,") in MONTHS
+
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of *text*: how tables of words are written here."""
+    return frozenset(text.split())

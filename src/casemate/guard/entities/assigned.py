@@ -1,0 +1,187 @@
+"""Secrets that only their surroundings give away: `DB_PASSWORD=...`, `token for x is ...`, `Authorization: Basic ...`.
+
+A value is taken after an assignment (`=`, `:`, `is`) whose name speaks of a secret. How much the value itself must look
+random depends on how plainly the name says it: a password may be short, a `key` must look made by a machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from casemate.guard.entities.providers import kind_of
+from casemate.guard.entities.randomness import is_code, is_dummy, is_uuid, is_words, looks_random
+from casemate.guard.entities.window import Found, Window
+from casemate.guard.entities.words import word_set
+
+NAME_REACH: Final = 72
+GENERIC: Final = 500
+_NAME_WORDS: Final = 4
+_LAST_WORDS: Final = 2
+_STRONG_LEAST: Final = 10
+_WEAK_LEAST: Final = 14
+_PASSWORD_LEAST: Final = 4
+_SPOKEN_LEAST: Final = 5
+_PASSWORD_MOST: Final = 128
+_OPERATOR = re.compile(
+    r"[\"'\])]{0,2}[ \t]{0,3}(?:[:=]{1,3}>?|\?=|->|(?<![A-Za-z])(?:is|was|are|lautet|ist|est|es|\u00e8)(?![A-Za-z]))"
+    r"[ \t]{0,3}(\"\"|[\"'`]?)"
+)
+_QUOTED: Final = {
+    '"': re.compile(r'[^"\n]{3,512}'),
+    '""': re.compile(r'[^"\s]{3,512}(?="")'),
+    "'": re.compile(r"[^'\n]{3,512}"),
+    "`": re.compile(r"[^`\n]{3,512}"),
+}
+_BARE = re.compile(r"[^\s\"'`<>]{3,512}")
+_EXPRESSION = re.compile(
+    r"\$\{|\{\{|\$\(|%\(|\A\$[A-Z_]{2,}|\A%\w+%\Z|\w\(|\)\Z|\A[a-z_]+(?:\.[a-z_]+)+\Z|environ|getenv|getpass"
+)
+_CLAUSE = re.compile(r"[,;{}&?|\n]|[.!] ")
+_WORD = re.compile(r"[^\W\d_]+|\d+[a-z]+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_ADJACENT = re.compile(
+    r"(?<![A-Za-z])(?:token|secret|password|passwd|passcode|passphrase|api[ _\-]?key|access[ _\-]?key|credential)s?"
+    r"[ \t]{1,2}[\"'`(]?([^\s\"'`<>]{12,512})",
+    re.IGNORECASE,
+)
+_PASSWORD: Final = word_set(
+    """
+    password passwd pwd pass passphrase passcode passwort kennwort contrase\u00f1a contrasena clave senha palavra
+    wachtwoord has\u0142o haslo l\u00f6senord salasana psk wpa wpa2 parola heslo
+    \u043f\u0430\u0440\u043e\u043b\u044c adgangskode passord jelsz\u00f3 \u03ba\u03c9\u03b4\u03b9\u03ba\u03cc\u03c2
+    userpassword dbpassword pgpassword rootpassword sshpass mdp
+    """
+)
+_STRONG: Final = word_set(
+    """
+    secret token apikey accesskey secretkey privatekey credential credentials bearer authtoken clientsecret
+    authorization cookie session jwt sas accountkey sharedaccesskey connectionstring webhook apitoken accesstoken
+    refreshtoken masterkey encryptionkey signingkey licensekey dsn seed xoxo
+    """
+)
+_WEAK: Final = word_set(
+    """
+    key auth access private signature sig signing encryption license licence api pin otp code id pk sk
+    """
+)
+_PIN: Final = frozenset({"pin", "otp", "cvv", "cvc", "cvv2", "tan", "totp", "passcode"})
+_LONGEST_PIN: Final = 8
+_DENYING: Final = word_set(
+    """
+    public primary foreign cache sort partition index hash checksum fingerprint uuid etag sha sha1 sha256 sha512 md5
+    digest trace span request build commit integrity max min length count limit tokens keys expires expiry ttl name
+    type format policy url uri path file filename pubkey csrf nonce revision object version model
+    """
+)
+_NOT_A_PASSWORD: Final = word_set(
+    """
+    password passwd required incorrect wrong invalid reset changed change expired correct missing empty null none
+    nil undefined true false string text hidden yes no the a an not too weak strong set unset protected encrypted
+    hashed stored here there your my our their admin user username email login enter forgot optional must should can
+    will very always never only also necessary needed sent shown displayed masked long short secure safe unique
+    different same default blank str int bytes secret token varchar value input field char nullable object boolean
+    number
+    """
+)
+
+
+def find_assigned(window: Window) -> Iterator[Found]:
+    """Find values that a name or a command before them calls a secret."""
+    text, base = window.text, window.base
+    for operator in _OPERATOR.finditer(text, max(0, base - 8)):
+        found = _assigned_value(text, base, operator)
+        if found is not None:
+            yield found
+
+
+def find_adjacent(window: Window) -> Iterator[Found]:
+    """Find values that look random right after a word for a secret."""
+    for match in _ADJACENT.finditer(window.text, max(0, window.base - 24)):
+        value = match[1].rstrip(".,;:!?)")
+        if match.start(1) >= window.base and looks_random(value, 12) and not is_code(value):
+            yield Found(match.start(1), match.start(1) + len(value), "secret:generic-api-key", GENERIC)
+
+
+def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | None:
+    quote = operator[1]
+    value = (_QUOTED[quote] if quote else _BARE).match(text, operator.end())
+    if value is None or value.end() <= base:
+        return None
+    start, shown = value.start(), value[0]
+    shown = shown.rstrip() if quote else _trimmed(shown)
+    if start < base or len(shown) < 3:  # noqa: PLR2004 - nothing that short is kept secret
+        return None
+    words = _name_words(text[max(0, operator.start() - NAME_REACH) : operator.start()])
+    kind = _judge(words, shown, quoted=bool(quote), spoken=operator[0].strip(" \t\"'`)]").isalpha())
+    if kind is None:
+        return None
+    doubled = quote == '""'
+    return Found(start - doubled, start + len(shown) + doubled, f"secret:{kind}", GENERIC)
+
+
+def _trimmed(value: str) -> str:
+    """Return a bare value without the punctuation of the sentence or the rest of the query string."""
+    for stop in ("&", ";", ","):
+        head, found, _ = value.partition(stop)
+        if found and len(head) >= 6:  # noqa: PLR2004 - a password may begin with punctuation
+            value = head
+    return value.rstrip(".,;:!?)]}\\")
+
+
+def _name_words(before: str) -> list[str]:
+    """Return the words of the name that stands before an assignment, in lower case, last ones last."""
+    clause = _CLAUSE.split(before)[-1]
+    words = [part.lower() for word in _WORD.findall(clause) for part in _CAMEL.split(word)]
+    return words[-6:]
+
+
+def _judge(words: list[str], value: str, *, quoted: bool, spoken: bool) -> str | None:
+    """Return the kind of secret that *words* make of *value*, None when it is none."""
+    near = words[-_NAME_WORDS:]
+    if not near or is_dummy(value):
+        return None
+    if not _PASSWORD.isdisjoint(near):
+        return "password" if _is_password(near, value, quoted=quoted, spoken=spoken) else None
+    last = near[-_LAST_WORDS:]
+    if value.isdigit() and len(value) <= _LONGEST_PIN:
+        return None if _PIN.isdisjoint(last) else "pin"
+    strong, weak = not _STRONG.isdisjoint(near), not _WEAK.isdisjoint(near)
+    if is_code(value) or not (strong or weak):
+        return None
+    kind = kind_of(words, value)
+    if kind is not None:
+        return kind
+    if not _DENYING.isdisjoint(last):
+        return None
+    if strong or not _WEAK.isdisjoint(last):
+        return (
+            "generic-api-key" if _is_made(value, _STRONG_LEAST if strong else _WEAK_LEAST, "id" not in last) else None
+        )
+    return None
+
+
+def _is_made(value: str, least: int, uuid_counts: bool) -> bool:  # noqa: FBT001 - one call, named there
+    """Return whether a machine made *value*: random characters, a UUID, or a long number."""
+    if value.isdigit():
+        return len(value) >= least
+    return looks_random(value, least) or (uuid_counts and is_uuid(value))
+
+
+def _is_password(words: list[str], value: str, *, quoted: bool, spoken: bool) -> bool:
+    least = _SPOKEN_LEAST if spoken else _PASSWORD_LEAST
+    if not least <= len(value) <= _PASSWORD_MOST or not is_password_text(value):
+        return False
+    if not _DENYING.isdisjoint(words[-_LAST_WORDS:]):
+        return False
+    if value.isdigit() or not is_words(value):
+        return True
+    return quoted or not (spoken or value[0].isupper())
+
+
+def is_password_text(value: str) -> bool:
+    """Return whether *value* can be a literal password: no variable, call, template or placeholder."""
+    if is_dummy(value) or value[0] in "<[{(" or value[-1] == "(" or _EXPRESSION.search(value):
+        return False
+    return value.lower() not in _NOT_A_PASSWORD

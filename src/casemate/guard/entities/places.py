@@ -1,0 +1,51 @@
+"""Places as numbers: coordinates, and postcodes after a word that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from casemate.guard.entities.window import Found, Window
+
+_PAIR = re.compile(r"(?<![\w.\-])(-?\d{1,2}\.\d{3,12}) ?[,;/ ] ?(-?\d{1,3}\.\d{3,12})(?![\w]|\.\d)")
+_DEGREES = re.compile(
+    r"(?<![\w.])\d{1,3}\u00b0 ?\d{1,2}['\u2032] ?(?:\d{1,2}(?:\.\d{1,6})?(?:\"|''|\u2033) ?)?[NSEWO](?![\w])"
+    r"|(?<![\w.])\d{1,3}\.\d{2,8}\u00b0 ?[NSEWO](?!\w)"
+)
+_SINGLE = re.compile(r"(?<![\w.])-?\d{1,3}\.\d{3,12}(?![\w]|\.\d)")
+_POSTCODE = re.compile(
+    r"(?<![\w\-])(?:\d{5}-\d{3,4}|\d{4} ?[A-Z]{2}|[A-Z]\d[A-Z] ?\d[A-Z]\d|[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}|\d{2}-\d{3}"
+    r"|\d{3}[ \-]\d{2}"
+    r"|\d{3}-\d{4}|\d{3,7})(?![\w\-])"
+)
+_LABEL_REACH: Final = 24
+_TELLING: Final = 4
+_LATITUDE: Final = 90
+_LONGITUDE: Final = 180
+
+
+def find_places(window: Window) -> Iterator[Found]:
+    """Find coordinates and labelled postcodes."""
+    if window.digits < 3:  # noqa: PLR2004 - the shortest postcode
+        return
+    yield from _coordinates(window)
+    for match in window.matches(_POSTCODE):
+        near = window.near(match.start(), "zip")
+        if near is not None and near <= _LABEL_REACH:
+            yield Found(*match.span(), "pii:ZIP_CODE", near)
+
+
+def _coordinates(window: Window) -> Iterator[Found]:
+    for match in window.matches(_PAIR):
+        one, two = match.groups()
+        near = window.near(match.start(), "gps")
+        telling = min(len(one.partition(".")[2]), len(two.partition(".")[2])) >= _TELLING
+        if abs(float(one)) <= _LATITUDE and abs(float(two)) <= _LONGITUDE and (near is not None or telling):
+            yield Found(*match.span(), "pii:COORDINATES")
+    for match in window.matches(_DEGREES):
+        yield Found(*match.span(), "pii:COORDINATES")
+    for match in window.matches(_SINGLE):
+        near = window.near(match.start(), "gps")
+        if near is not None and near <= _LABEL_REACH and abs(float(match[0])) <= _LONGITUDE:
+            yield Found(*match.span(), "pii:COORDINATES", near)
