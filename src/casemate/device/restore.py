@@ -128,11 +128,13 @@ class _Reader:
     def header(self) -> Header:
         """Read the first file."""
         if self._header is None:
-            member = archive.parse_block(self._exactly(archive.BLOCK))
+            block = self._exactly(archive.BLOCK)
+            member = archive.parse_block(block)
             if member is None or member.path != HEADER or member.size > archive.HEADER_LIMIT:
                 raise refused("this is not a casemate backup", "archive-header")
             data = b"".join(self._content(member))
             self._header = archive.parse(data, Header)
+            archive.parse_block(block, self._header.created)
         return self._header
 
     def unpack(self, top: Path, advance: Callable[[int], None]) -> tuple[str, ...]:

@@ -84,8 +84,8 @@ Document = TypeVar("Document", Header, Manifest)
 
 
 def is_home_path(path: str) -> bool:
-    """Whether a home may hold a file called *path*, relative to its top."""
-    return len(path) <= _PATH_LIMIT and ".." not in path and bool(_PATH.match(path))
+    """Whether a home may hold a file called *path*, relative to its top (no part of it begins with a dot)."""
+    return len(path) <= _PATH_LIMIT and bool(_PATH.match(path))
 
 
 def member_block(path: str, size: int, created: int) -> bytes:
