@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from casemate.guard.grammar import Lexicon
 from casemate.guard.normalize import normalize
 from casemate.guard.sentences import read_text
 from casemate.guard.spelling import Spelling
+from casemate.guard.words import fold, split_words
 
 GUARD_DATA = HERE.parents[1] / "src/casemate/guard/data"
 SEED = 20240601
@@ -33,6 +35,7 @@ FALSE_ALARMS = {"user": 0.005, "document": 0.01}
 FLAGGED = {"user": 0.02, "document": 0.03}
 BACKGROUND = {"user": 0.3, "document": 1.0}
 STEPS = 127
+FREQUENT = 2
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,16 @@ def main() -> None:
     options.add_argument("--dry-run", action="store_true", help="train and report, write nothing")
     arguments = options.parse_args()
     lexicons = {path.stem: path.read_text(encoding="utf-8") for path in sorted((GUARD_DATA / "lexicon").glob("*.txt"))}
-    lexicon = Lexicon(lexicons, CLASSES)
     rows = training_rows(SEED, PER_TEMPLATE)
+    english = english_words(rows, lexicons)
+    lexicon = Lexicon(lexicons, CLASSES, english)
     labels = np.array([row.label for row in rows])
     bag = make_bag([row.text for row in rows], lexicon)
     say(f"{len(rows)} texts, {bag.windows.shape[0]} windows, {len(lexicons)} lexicons")
     sets = {job.name: train(job, bag, labels, rows) for job in jobs(rows)}
     ordinary = " ".join(ordinary_words(rows, lexicon))
-    stored = {"schema": 1, "classes": CLASSES, "sets": sets, "ordinary": ordinary, "provenance": provenance(rows)}
+    words = {"ordinary": ordinary, "english": " ".join(english)}
+    stored = {"schema": 1, "classes": CLASSES, "sets": sets, **words, "provenance": provenance(rows)}
     if not arguments.dry_run:
         text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
         (GUARD_DATA / "injection.json").write_text(text, encoding="utf-8")
@@ -108,6 +113,22 @@ def thresholds(job: Job, fitter: Fitter, rows: list[Row]) -> tuple[float, float]
         float(pool[min(len(pool) - 1, int(np.ceil(len(pool) * (1 - rate))) - 1)]) + 0.01
         for rate in (FALSE_ALARMS[job.name], FLAGGED[job.name])
     )
+
+
+def english_words(rows: list[Row], lexicons: dict[str, str]) -> list[str]:
+    """Return the words of English texts that another language's entries would give a meaning they do not have."""
+    every, own = Lexicon(lexicons, CLASSES), Lexicon({"en": lexicons["en"]}, CLASSES)
+    counts = Counter(word for row in rows if row.english for word in set(split_words(fold(normalize(row.text).text))))
+    return sorted(
+        word
+        for word, count in counts.items()
+        if count >= FREQUENT and word.isascii() and _classes(every, word) != _classes(own, word)
+    )
+
+
+def _classes(lexicon: Lexicon, word: str) -> set[int]:
+    entry = lexicon.look_up(word)
+    return set(entry.classes) if entry else set()
 
 
 def ordinary_words(rows: list[Row], lexicon: Lexicon) -> list[str]:

@@ -1,7 +1,8 @@
 """The training texts: grammars in many languages, document shells, and a harmless twin for every kind of attack.
 
 A grammar file has slots (`name = a | b`), attacks (`+kind: text`) and twins (`-kind: text`); `{slot}` inserts one of a
-slot's alternatives. Everything is drawn from one seeded generator, so the same version makes the same texts.
+slot's alternatives, and `kind/4` draws a quarter of the usual number. Everything is drawn from one seeded generator, so
+the same version makes the same texts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Grammar:
 
     lang: str
     slots: dict[str, list[str]]
-    templates: list[tuple[int, str, str]]
+    templates: list[tuple[int, str, int, str]]  # label, kind, divisor, text
 
     def expand(self, text: str, draw: random.Random, depth: int = 0) -> str:
         """Fill the slots of *text*; unknown names in braces stay as they are."""
@@ -51,11 +52,12 @@ class Grammar:
 def read_grammar(path: Path) -> Grammar:
     """Read a grammar file."""
     slots: dict[str, list[str]] = {}
-    templates: list[tuple[int, str, str]] = []
+    templates: list[tuple[int, str, int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith(("+", "-")):
             kind, _, text = line[1:].partition(":")
-            templates.append((int(line[0] == "+"), kind.strip(), text.strip()))
+            name, _, divisor = kind.strip().partition("/")
+            templates.append((int(line[0] == "+"), name, int(divisor or 1), text.strip()))
         elif "=" in line and not line.startswith("#"):
             name, _, options = line.partition("=")
             slots[name.strip()] = [option.strip() for option in re.split(r"(?<!\S)\|(?!\S)", options)]
@@ -68,8 +70,8 @@ def generate(seed: int, per_template: int) -> list[Row]:
     for path in sorted((HERE / "grammars").glob("*.txt")):
         grammar = read_grammar(path)
         draw = random.Random(f"{seed}:{grammar.lang}")  # noqa: S311 - reproducible, not secret
-        for label, kind, template in grammar.templates:
-            for _ in range(per_template):
+        for label, kind, divisor, template in grammar.templates:
+            for _ in range(max(1, per_template // divisor)):
                 text = vary(tidy(grammar.expand(template, draw)), draw)
                 channel = "document" if kind in ("indirect", "document") else "user"
                 if channel == "document":

@@ -20,6 +20,12 @@ class Row:
     kind: str
     channel: str
     source: str
+    lang: str = "en"
+
+    @property
+    def english(self) -> bool:
+        """Return whether the text is English."""
+        return self.lang == "en"
 
     @property
     def untrusted(self) -> bool:
@@ -35,5 +41,5 @@ def read_rows(path: Path) -> list[Row]:
 
 def training_rows(seed: int, per_template: int) -> list[Row]:
     """Return everything to train on, in a fixed order."""
-    made = [Row(r.text, r.label, r.kind, r.channel, r.source) for r in generate(seed, per_template)]
+    made = [Row(r.text, r.label, r.kind, r.channel, r.source, r.lang) for r in generate(seed, per_template)]
     return made + read_rows(DATA / "development.jsonl") + read_rows(DATA / "background.jsonl")

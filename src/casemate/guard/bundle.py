@@ -11,7 +11,7 @@ from casemate.errors import UntrustedDataError
 from casemate.guard.classes import CLASSES
 from casemate.guard.grammar import Lexicon
 from casemate.guard.injection import InjectionJudge
-from casemate.guard.model import read_model
+from casemate.guard.model import LinearModel, read_model_file
 
 SCHEMA: Final = 1
 BYTE_LIMIT: Final = 8 * 1024 * 1024
@@ -41,8 +41,10 @@ def read_bundle(data: bytes) -> InjectionJudge:
         raise UntrustedDataError(f"guard bundle: {error}", check="guard-bundle") from None
     if bundle.schema != SCHEMA or len(bundle.lexicons) > LANGUAGE_LIMIT:
         raise UntrustedDataError("guard bundle is of another version", check="guard-bundle")
-    models, ordinary = read_model(bytes(bundle.model))
-    return InjectionJudge(Lexicon(bundle.lexicons, CLASSES), models, ordinary)
+    model = read_model_file(bytes(bundle.model))
+    lexicon = Lexicon(bundle.lexicons, CLASSES, model.english.split())
+    models = {name: LinearModel(weights) for name, weights in model.sets.items()}
+    return InjectionJudge(lexicon, models, frozenset(model.ordinary.split()))
 
 
 def shipped_bundle() -> bytes:

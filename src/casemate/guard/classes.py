@@ -1,8 +1,8 @@
-"""The classes of meaning, and the features that models may build from them.
+"""The classes of meaning, and the intent grammar: which of them mean something together.
 
 A feature is a class that is present in a window of sentences, two classes within a few words of each other (near), or
-two classes anywhere in the window (far). Only features that can mean something exist for a model, and each may count
-only for an attack or only against one (`SIGNS`): a harmless word never convicts, a telling one never acquits.
+two classes anywhere in the window (far). Only the pairs of the grammar below exist for a model, and each may count only
+for an attack or only against one: a harmless word never convicts, a telling one never acquits.
 """
 
 from __future__ import annotations
@@ -15,26 +15,76 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 STRONG: Final = _names(
-    "OVERRIDE INSTRUCTION VOID LIMIT SYSPROMPT THESECRET FORCEOUT INSTEAD PERSONA FREE NOREFUSE HARM AI DEVELOPER MODE "
-    "CONCEAL OBEY EXFILDATA TAG RULER ROLELINE REPLY NOW USER"
+    "OVERRIDE INSTRUCTION VOID LIMIT SYSPROMPT THESECRET FORCEOUT INSTEAD PERSONA FREE NOREFUSE HARM AI MODE CONCEAL "
+    "OBEY TAG RULER ROLELINE REPLY"
 )
 WEAK: Final = _names(
     "REVEAL VERBATIM SECRET HIDDEN ENCODING ONLY SENDVERB TOOL URGENT MUST ENDING LINK AT IMAGE YOUARE OFF ADDRESSED "
-    "SETUP LOOSE FIGURE MODEWORD"
+    "SETUP LOOSE FIGURE MODEWORD DISCARD FLOUT AIWORD HUSH REFUSEWORD BOUND EXFILDATA DEVELOPER NOW USER"
 )
-CONTEXT: Final = _names("PRIOR ALL YOU YOUR TEXT WHAT SAY IAM NOT COLON QUOTED START ROLENAME")
+CONTEXT: Final = _names("PRIOR ALL YOU YOUR TEXT WHAT SAY IAM NOT COLON QUOTED START ROLENAME TOWARD")
 HARMLESS: Final = _names("DISCUSS CODE THIRD MY BENIGNOBJ POLITE QUERY QUESTION DOCREF")
 CLASSES: Final = STRONG + WEAK + CONTEXT + HARMLESS
 NUMBER: Final = {name: index for index, name in enumerate(CLASSES)}
 CORE: Final = frozenset(range(len(STRONG) + len(WEAK)))
 
+# What a class says by itself.
 ALONE: Final = frozenset(_names("SYSPROMPT THESECRET FREE CONCEAL FORCEOUT INSTEAD MODE TAG RULER ROLELINE OBEY IMAGE"))
+# What says more when a sentence begins with it.
 OPENERS: Final = frozenset(
     _names(
         "OVERRIDE INSTEAD PERSONA FORCEOUT OFF SYSPROMPT AI ADDRESSED MODE TAG YOUARE NOW URGENT REPLY CONCEAL RULER "
-        "ROLELINE"
+        "DISCARD ROLELINE VOID THESECRET"
     )
 )
+# Verb, object, addressee: what means something within a few words. Strong classes also go with each other.
+NEAR_GRAMMAR: Final = {
+    "OVERRIDE": "PRIOR ALL YOU YOUR TEXT SETUP BOUND USER AIWORD DEVELOPER NOW DISCARD TOOL",
+    "FLOUT": "INSTRUCTION SYSPROMPT LIMIT PRIOR",
+    "DISCARD": "INSTRUCTION SETUP BOUND LIMIT SYSPROMPT PRIOR PERSONA FIGURE YOUR",
+    "INSTRUCTION": "PRIOR YOUR YOU ALL WHAT HIDDEN REVEAL VERBATIM NOW DEVELOPER AIWORD ENDING NOT COLON OFF FIGURE",
+    "SETUP": "PRIOR YOUR YOU HIDDEN REVEAL VERBATIM NOW ENDING OFF VOID INSTEAD SYSPROMPT DEVELOPER",
+    "VOID": "PRIOR YOUR ALL BOUND NOW SETUP",
+    "LIMIT": "YOUR OFF NOT YOU ALL DEVELOPER NOW",
+    "BOUND": "YOUR OFF YOU PERSONA FIGURE AI AIWORD VOID FREE LOOSE NOREFUSE",
+    "SYSPROMPT": "REVEAL WHAT VERBATIM ENCODING TEXT YOUR ALL HIDDEN SAY DEVELOPER",
+    "REVEAL": "SECRET THESECRET HIDDEN ENCODING VERBATIM EXFILDATA AIWORD",
+    "THESECRET": "REVEAL WHAT ENCODING VERBATIM YOU HIDDEN DEVELOPER SAY FIGURE SENDVERB",
+    "SECRET": "ENCODING HIDDEN YOUR YOU WHAT SENDVERB DEVELOPER EXFILDATA",
+    "HIDDEN": "YOUR YOU TEXT WHAT ENCODING",
+    "FORCEOUT": "QUOTED ONLY ALL SAY URGENT NOW",
+    "ONLY": "SAY QUOTED REPLY",
+    "REPLY": "SAY ONLY QUOTED MUST ALL ENDING SENDVERB REVEAL LINK",
+    "INSTEAD": "COLON SAY REVEAL YOUR URGENT PRIOR MUST TOOL USER",
+    "PERSONA": "YOU FIGURE LOOSE AIWORD NOW YOUARE REFUSEWORD NOT",
+    "FIGURE": "LOOSE AI YOU YOUARE REFUSEWORD NOREFUSE FREE",
+    "YOUARE": "LOOSE FREE NOREFUSE AI AIWORD NOW REFUSEWORD HARM MODE",
+    "FREE": "YOU AIWORD REVEAL SAY NOW REFUSEWORD",
+    "LOOSE": "AI AIWORD YOU HARM LIMIT NOREFUSE REFUSEWORD",
+    "NOREFUSE": "YOU ALL REVEAL SAY AIWORD",
+    "REFUSEWORD": "NOT YOU HARM AI ALL",
+    "HARM": "ALL YOU SAY NOT",
+    "AI": "ADDRESSED TOWARD MUST COLON YOU URGENT USER REVEAL SENDVERB NOW NOT TOOL SAY",
+    "AIWORD": "ADDRESSED TOWARD MUST URGENT NOW",
+    "ADDRESSED": "YOU MUST INSTRUCTION OVERRIDE SAY",
+    "MODE": "MODEWORD YOU NOW OFF YOUR",
+    "MODEWORD": "OFF LIMIT FREE",
+    "OFF": "ALL YOUR",
+    "DEVELOPER": "IAM YOUR OBEY MODE OFF",
+    "OBEY": "YOU NOW ALL ONLY",
+    "CONCEAL": "USER REVEAL TEXT SENDVERB TOOL MUST",
+    "HUSH": "USER SENDVERB REVEAL EXFILDATA TOOL",
+    "SENDVERB": "EXFILDATA LINK AT SECRET USER IMAGE",
+    "EXFILDATA": "USER TOOL LINK AT IMAGE REVEAL ENCODING ADDRESSED",
+    "TOOL": "AT USER LINK MUST",
+    "USER": "MUST NOT REVEAL SAY",
+    "IMAGE": "LINK",
+    "TAG": "YOU SAY SETUP ROLENAME",
+    "ROLELINE": "YOU REVEAL SAY MUST SETUP AIWORD",
+    "RULER": "ENDING SETUP REVEAL NOW USER",
+    "ENDING": "TEXT USER TAG",
+    "NOW": "YOU TEXT",
+}
 
 SIZE: Final = len(CLASSES)
 NEAR_BASE: Final = SIZE
@@ -55,23 +105,27 @@ def feature_classes(number: int) -> tuple[str, ...]:
     return tuple(feature_name(number).replace("~", "+").split("+"))
 
 
+def allowed_signs() -> list[int]:
+    """Return for every feature +1 (may only count for an attack), -1 (only against one) or 0 (never used)."""
+    return [_sign(number) for number in range(FEATURES)]
+
+
+_NEAR_PAIRS: Final = frozenset(
+    frozenset((name, partner)) for name, partners in NEAR_GRAMMAR.items() for partner in partners.split()
+)
+
+
 def _sign(number: int) -> int:
     names = feature_classes(number)
     harmless = any(name in HARMLESS for name in names)
     if number < SIZE:
         return 1 if names[0] in ALONE else -int(harmless)
-    near = number < FAR_BASE
-    strong = [name in STRONG for name in names]
-    core = any(strong) or any(name in WEAK for name in names)
-    if names[0] == names[1] or "ROLENAME" in names:
+    if names[0] == names[1]:
         return 0
-    if "START" in names:
-        return int(near and any(name in OPENERS for name in names))
     if harmless:
-        return -int(core)
-    return int(all(strong) or (core and near))
-
-
-def allowed_signs() -> list[int]:
-    """Return for every feature +1 (may only count for an attack), -1 (only against one) or 0 (never used)."""
-    return [_sign(number) for number in range(FEATURES)]
+        return -int(any(name in STRONG or name in WEAK for name in names))
+    if all(name in STRONG for name in names):
+        return 1
+    if number >= FAR_BASE:
+        return 0
+    return int(frozenset(names) in _NEAR_PAIRS or ("START" in names and any(name in OPENERS for name in names)))

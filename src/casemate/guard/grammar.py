@@ -8,7 +8,7 @@ learnt about classes holds for every language and for sentences nobody has seen.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -17,6 +17,7 @@ from casemate.errors import UntrustedDataError
 from casemate.guard.words import fold, split_words
 
 PHRASE_LIMIT: Final = 8
+ENGLISH: Final = "en"
 MEMORY_LIMIT: Final = 20_000
 RESIDUE: Final = 4  # characters of an unspaced script that count as one word
 
@@ -90,8 +91,10 @@ class _Memory(dict[str, "Entry | None"]):
 class Lexicon:
     """Finds classes in words. Built once; `look_up` remembers what it has worked out, within a bound."""
 
-    def __init__(self, languages: Mapping[str, str], classes: Sequence[str]) -> None:
+    def __init__(self, languages: Mapping[str, str], classes: Sequence[str], english: Iterable[str] = ()) -> None:
         """Compile the lexicon texts of all *languages*; *classes* fixes the numbering.
+
+        What is written like one of the *english* words means, by itself, only what it means in English.
 
         Raises:
             UntrustedDataError: a line is not `CLASS: entries` or names an unknown class.
@@ -101,11 +104,13 @@ class Lexicon:
         self._exact: dict[str, int] = {}
         self._stems: dict[str, int] = {}
         self._single: dict[int, tuple[int, ...]] = {}
+        self._single_english: dict[int, tuple[int, ...]] = {}
+        self._english = frozenset(english)
         self._root = _Node()
         self._written: dict[str, list[str]] = {}
         for language in sorted(languages):
             for name, phrase in _parse(languages[language]):
-                self._add(self._class(name, language), phrase)
+                self._add(self._class(name, language), phrase, language)
                 self._written.setdefault(language, []).append(phrase)
         self._stem_lengths = sorted({len(stem) for stem in self._stems}, reverse=True)
         unspaced = sorted((w for w in self._exact if _HAS_UNSPACED.search(w)), key=lambda word: (-len(word), word))
@@ -143,12 +148,13 @@ class Lexicon:
         except KeyError:
             raise UntrustedDataError(f"lexicon {language}: unknown class {name!r}", check="guard-lexicon") from None
 
-    def _add(self, number: int, phrase: str) -> None:
+    def _add(self, number: int, phrase: str, language: str) -> None:
         parts = [part for part in fold(phrase).split() if part]
         words = [piece for part in parts for piece in _pattern_words(part)]
         if len(words) == 1:
             pattern = self._pattern(words[0])
-            self._single[pattern] = tuple(dict.fromkeys((*self._single.get(pattern, ()), number)))
+            for table in (self._single, self._single_english) if language == ENGLISH else (self._single,):
+                table[pattern] = tuple(dict.fromkeys((*table.get(pattern, ()), number)))
             return
         node = self._root
         for word in words[:PHRASE_LIMIT]:
@@ -177,7 +183,8 @@ class Lexicon:
         link = (self._signs["http"],) if word.startswith("http") and "http" in self._signs else ()
         if not found and not link:
             return None
-        classes = tuple(dict.fromkeys((*link, *(c for pattern in found for c in self._single.get(pattern, ())))))
+        single = self._single_english if word in self._english else self._single
+        classes = tuple(dict.fromkeys((*link, *(c for pattern in found for c in single.get(pattern, ())))))
         opens = tuple(self._root.next[pattern] for pattern in found if pattern in self._root.next)
         continued = frozenset(pattern for node in opens for pattern in node.next)
         return Entry(classes, found, opens, continued, wild=any(node.any for node in opens))

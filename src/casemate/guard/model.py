@@ -35,14 +35,15 @@ class Weights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model file.
 
-    `ordinary` are words (separated by blanks) that resemble telling ones and are harmless; `provenance` names the data,
-    seeds and command that made it.
+    `ordinary` are words (separated by blanks) that resemble telling ones and are harmless, `english` those that are
+    telling in another language only; `provenance` names the data, seeds and command that made it.
     """
 
     schema: int
     classes: tuple[str, ...]
     sets: dict[str, Weights]
     ordinary: str
+    english: str
     provenance: dict[str, Any]
 
 
@@ -108,8 +109,8 @@ class LinearModel:
             return total
 
 
-def read_model(data: bytes) -> tuple[dict[str, LinearModel], frozenset[str]]:
-    """Return the model sets in *data* by name, and the ordinary words.
+def read_model_file(data: bytes) -> ModelFile:
+    """Return the checked model file in *data*.
 
     Raises:
         UntrustedDataError: not a model file of this version.
@@ -121,24 +122,23 @@ def read_model(data: bytes) -> tuple[dict[str, LinearModel], frozenset[str]]:
         raise UntrustedDataError(f"guard model: {error}", check="guard-model") from None
     if stored.schema != SCHEMA or stored.classes != CLASSES or set(stored.sets) != {"user", "document"}:
         raise UntrustedDataError("guard model is of another version", check="guard-model")
-    sets = {name: LinearModel(weights) for name, weights in stored.sets.items()}
-    return sets, frozenset(stored.ordinary.split())
+    return stored
 
 
 _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("OVERRIDE", "VOID", "INSTRUCTION", "SETUP", "PRIOR"), "override"),
+    **dict.fromkeys(("OVERRIDE", "FLOUT", "DISCARD", "VOID", "INSTRUCTION", "SETUP", "PRIOR"), "override"),
     **dict.fromkeys(("SYSPROMPT", "REVEAL", "VERBATIM"), "prompt-leak"),
     **dict.fromkeys(("SECRET", "THESECRET", "HIDDEN", "ENCODING"), "secret-request"),
     **dict.fromkeys(("PERSONA", "FIGURE", "YOUARE"), "persona"),
-    **dict.fromkeys(("FREE", "LOOSE", "NOREFUSE", "HARM"), "unrestricted"),
-    **dict.fromkeys(("LIMIT", "OFF", "MODE", "MODEWORD"), "unlock"),
+    **dict.fromkeys(("FREE", "LOOSE", "NOREFUSE", "REFUSEWORD", "HARM"), "unrestricted"),
+    **dict.fromkeys(("LIMIT", "BOUND", "OFF", "MODE", "MODEWORD"), "unlock"),
     **dict.fromkeys(("FORCEOUT", "ONLY", "SAY", "REPLY"), "forced-output"),
     **dict.fromkeys(("SENDVERB", "EXFILDATA", "LINK", "AT", "IMAGE", "TOOL"), "exfiltration"),
     **dict.fromkeys(("TAG", "RULER", "ROLELINE", "ENDING"), "fake-structure"),
-    **dict.fromkeys(("AI", "ADDRESSED", "USER"), "addresses-assistant"),
+    **dict.fromkeys(("AI", "AIWORD", "ADDRESSED", "USER"), "addresses-assistant"),
     **dict.fromkeys(("DEVELOPER", "IAM"), "authority"),
     **dict.fromkeys(("INSTEAD", "NOW", "URGENT"), "new-task"),
-    "CONCEAL": "concealment",
+    **dict.fromkeys(("CONCEAL", "HUSH"), "concealment"),
     "OBEY": "obedience",
 }
 FAMILIES: Final = tuple(dict.fromkeys(_FAMILY_OF_CLASS.values()))
