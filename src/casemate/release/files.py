@@ -1,0 +1,66 @@
+"""Files of a release machine: read bounded, replaced whole and durably, secrets readable by their owner only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from casemate.errors import NotFoundError, OperationError
+
+PUBLIC: Final = 0o644
+PRIVATE: Final = 0o600
+SMALL: Final = 32 << 20
+
+
+def read(path: Path, what: str, limit: int = SMALL) -> bytes:
+    """Return the bytes of *path*.
+
+    Raises:
+        NotFoundError: it is not there.
+        OperationError: it cannot be read, or is larger than *limit* bytes.
+
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no {what} at {path}", hint="check the path") from error
+    except OSError as error:
+        raise OperationError(f"cannot read the {what} {path}: {error.strerror}") from error
+    if len(data) > limit:
+        raise OperationError(f"the {what} {path} is larger than {limit >> 20} MiB", hint="this is not the right file")
+    return data
+
+
+def replace(path: Path, data: bytes, *, mode: int = PUBLIC) -> None:
+    """Write *data* to *path* so that a reader, or a power cut, sees the old bytes or the new, never a part.
+
+    Raises:
+        OperationError: it cannot be written; the old file is untouched.
+
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OperationError(f"cannot write {path}: {error.strerror}", hint="free space, then try again") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
