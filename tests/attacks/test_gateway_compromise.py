@@ -124,6 +124,40 @@ def test_control_their_owner_reads_them(device, part, role):
     assert [path for path in files(device.home / part) if can_read(path, owner)]
 
 
+WAYS_TO_CHANGE = [
+    ["touch", "{apps}/mine.toml"],
+    ["truncate", "-s0", "{apps}/apps.json"],
+    ["rm", "-f", "{apps}/apps.json"],
+]
+
+
+def can_change_apps(home: Path, uid: int) -> bool:
+    """Whether a process of *uid* gets a new app, an empty list or none at all into the store."""
+    for way in WAYS_TO_CHANGE:
+        command = [word.format(apps=home / "apps") for word in way]
+        done = subprocess.run(
+            command, user=uid, group=uid, extra_groups=[], capture_output=True, timeout=30, check=False
+        )
+        if done.returncode == 0:
+            return True
+    return False
+
+
+@pytest.mark.root
+def test_as_root_the_gateway_reads_the_apps_and_cannot_change_who_may_call(device):
+    spy = uid_of(device.pid_of("gateway"))
+    assert can_read(device.home / "apps" / "apps.json", spy)
+    assert not can_change_apps(device.home, spy)
+
+
+@pytest.mark.root
+def test_control_who_owns_the_apps_can_change_them(device, tmp_path):
+    spy = uid_of(device.pid_of("gateway"))
+    (tmp_path / "apps").mkdir()
+    os.chown(tmp_path / "apps", spy, spy)
+    assert can_change_apps(tmp_path, spy)
+
+
 @pytest.mark.root
 def test_as_root_the_gateway_cannot_signal_another_process(device):
     spy = uid_of(device.pid_of("gateway"))

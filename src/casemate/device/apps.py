@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from casemate.clock import Clock, SystemClock
-from casemate.device.home import Home, owner_of, write_atomic
+from casemate.device.home import Home, shown_to, write_atomic
 from casemate.errors import CasemateError, ConfigError, NotFoundError, OperationError, UsageError
 from casemate.formats.policy import POLICY_LIMIT, AppPolicy, parse_policy
 from casemate.ids import AppName, parse_name
@@ -212,7 +212,8 @@ class AppStore:
             os.close(fd)
 
     def _write(self, path: Path, data: bytes) -> None:
-        write_atomic(path, data, owner=owner_of("gateway"))
+        shown = shown_to("gateway")
+        write_atomic(path, data, mode=0o640 if shown else 0o600, owner=shown)
 
 
 def _index(records: list[AppRecord], name: str) -> int:
@@ -230,7 +231,7 @@ def _read_bounded(path: Path, limit: int) -> bytes | None:
         return None
     except OSError as error:
         raise ConfigError(
-            f"cannot read {path}: {error.strerror}", hint="its owner must be the gateway's user"
+            f"cannot read {path}: {error.strerror}", hint="the gateway's group must be able to read it"
         ) from error
     if len(data) > limit:
         raise ConfigError(f"{path} is larger than {limit} bytes", hint="restore it with `casemate restore`")

@@ -3,7 +3,7 @@
     home.json              identity and schema version
     keystore/              wrapped keys                         vault
     models/                encrypted containers                 vault
-    apps/                  app key hashes and policies          gateway (read)
+    apps/                  app key hashes and policies          root; the gateway's group reads
     journal/               the tamper-evident log               journal
     run/                   sockets, lock, state of the running device; empty after a reboot is fine
 
@@ -28,10 +28,16 @@ import msgspec
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError
 
 SCHEMA: Final = 1
-_OWNERS: Final = {"keystore": "vault", "models": "vault", "apps": "gateway", "journal": "journal", "run": "agent"}
+PARTS: Final = {"keystore": "vault", "models": "vault", "apps": "gateway", "journal": "journal", "run": "agent"}
+"""Whose each part is."""
+READ_ONLY: Final = frozenset({"apps"})
+"""Parts that only commands write: root owns them, the process reads by its group. It must not change who may call."""
 ROLES: Final = ("agent", "vault", "engine", "gateway", "journal")
 _UID_BASE: Final = 61900
 """First numeric id used when the system users `casemate-<role>` do not exist (inside systemd's dynamic-user range)."""
+
+
+_LOCK_HINT: Final = "a running device makes it again: remove it, and find out who put it there"
 
 
 class Identity(msgspec.Struct, forbid_unknown_fields=False):
@@ -59,6 +65,12 @@ def owner_of(role: str) -> Owner | None:
         number = _UID_BASE + ROLES.index(role)
         return Owner(number, number)
     return Owner(entry.pw_uid, entry.pw_gid)
+
+
+def shown_to(role: str) -> Owner | None:
+    """Return the ids of a file that *role* reads and may not change: root's, and the group of *role*."""
+    owner = owner_of(role)
+    return Owner(0, owner.gid) if owner else None
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | None = None) -> None:
@@ -148,10 +160,9 @@ class Home:
         """
         try:
             self.path.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-            for name, role in _OWNERS.items():
-                part = self.path / name
-                part.mkdir(mode=0o700, exist_ok=True)
-                self.give(part, role)
+            for name in PARTS:
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
+                self._give(name)
         except OSError as error:
             raise OperationError(
                 f"cannot make a home at {self.path}: {error.strerror}",
@@ -217,11 +228,13 @@ class Home:
                     hint=f"chmod o+x {directory}, or set CASEMATE_HOME to a place like /var/lib/casemate",
                 )
 
-    def give(self, path: Path, role: str) -> None:
-        """Hand *path* to the process *role* (a no-op unless root)."""
-        owner = owner_of(role)
+    def _give(self, name: str) -> None:
+        """Hand the directory *name* to its process, or show it to it (a no-op unless root)."""
+        part, role = self.path / name, PARTS[name]
+        owner = shown_to(role) if name in READ_ONLY else owner_of(role)
         if owner:
-            os.chown(path, owner.uid, owner.gid)
+            os.chown(part, owner.uid, owner.gid)
+            part.chmod(0o750 if name in READ_ONLY else stat.S_IMODE(part.stat().st_mode))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -229,16 +242,17 @@ class Home:
 
         Raises:
             BusyError: another `casemate up` holds it.
+            OperationError: what lies there is not the lock.
 
         """
-        fd = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._open_lock()
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                pid = os.pread(fd, 32, 0).strip()
                 raise BusyError(
-                    f"a device already runs on {self.path} (pid {pid})",
+                    f"a device already runs on {self.path} (pid {pid.decode() if pid.isdigit() else 'unknown'})",
                     hint="stop it first, or use another CASEMATE_HOME",
                 ) from None
             os.ftruncate(fd, 0)
@@ -246,3 +260,16 @@ class Home:
             yield
         finally:
             os.close(fd)
+
+    def _open_lock(self) -> int:
+        """Open the lock. `run/` is the agent's and root opens this: a link to another file is not followed."""
+        path = self.run / "lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise OperationError(f"cannot open {path}: {error.strerror}", hint=_LOCK_HINT) from error
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            os.close(fd)
+            raise OperationError(f"{path} is not a plain file", hint=_LOCK_HINT)
+        return fd

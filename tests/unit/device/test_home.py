@@ -16,8 +16,9 @@ def test_create_is_private_and_can_be_repeated(home_path):
     home = Home(home_path).create()
     first = home.id
     assert Home(home_path).create().id == first
-    for part in ("keystore", "models", "apps", "journal", "run"):
+    for part in ("keystore", "models", "journal", "run"):
         assert stat.S_IMODE((home_path / part).stat().st_mode) == 0o700
+    assert stat.S_IMODE((home_path / "apps").stat().st_mode) == (0o750 if os.geteuid() == 0 else 0o700)
 
 
 def test_a_newer_or_damaged_home_is_refused(home_path):

@@ -12,6 +12,7 @@ import pytest
 
 from casemate.crypto import hpke
 from casemate.device.journal import JournalWriter, LogFiles
+from casemate.device.ownership import rights_of_owner
 from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 
 _, PUBLIC = hpke.generate()
@@ -82,7 +83,10 @@ def test_a_file_nobody_could_have_written_is_refused(tmp_path):
 @pytest.mark.root
 def test_what_root_writes_belongs_to_the_journals_own_user(tmp_path):
     os.chown(tmp_path, 61904, 61904)
-    with JournalWriter(tmp_path, home_id="abc", owner_public=PUBLIC, clock=Clock()) as writer:
+    with (
+        rights_of_owner(tmp_path),
+        JournalWriter(tmp_path, home_id="abc", owner_public=PUBLIC, clock=Clock()) as writer,
+    ):
         writer.append([b"x"] * 600)
     owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in tmp_path.rglob("*")}
     assert owners == {(61904, 61904)}

@@ -17,6 +17,7 @@ from casemate.device.journal.offline import open_writer
 from casemate.device.journal.recovery import CHECKPOINT
 from casemate.device.journal.tree import read_full_or_partial
 from casemate.device.journal.verify import verify
+from casemate.device.ownership import rights_of_owner
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import event, tlog
 from casemate.formats.tlog.checkpoint import parse_text
@@ -104,7 +105,7 @@ def archive(home: Home, clock: Clock | None = None) -> Archived:
 
     """
     files = LogFiles(home.journal)
-    with files.lock():
+    with rights_of_owner(home.journal), files.lock():
         if not set(files.names(".")) - _STAYS:
             raise NotFoundError("there is no journal to archive")
         reason = _fault(files)

@@ -48,13 +48,13 @@ class LogFiles:
 
         """
         try:
-            with (self.directory / name).open("rb") as file:
+            fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as file:
                 data = file.read(_READ_LIMIT + 1)
         except FileNotFoundError:
             raise
         except OSError as error:
-            hint = "run as root or as the user who owns the home" if isinstance(error, PermissionError) else ""
-            raise OperationError(f"cannot read {self.directory / name}: {error.strerror}", hint=hint) from error
+            raise _read_error(self.directory / name, error) from error
         if len(data) > _READ_LIMIT:
             raise UntrustedDataError(f"{name} is larger than anything the journal writes", check="file-size")
         return data
@@ -71,11 +71,18 @@ class LogFiles:
         return (self.directory / name).exists()
 
     def names(self, folder: str) -> list[str]:
-        """Return the names in *folder*, sorted; none when it is not there."""
+        """Return the names in *folder*, sorted; none when it is not there.
+
+        Raises:
+            OperationError: it cannot be read.
+
+        """
         try:
             return sorted(entry.name for entry in (self.directory / folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise _read_error(self.directory / folder, error) from error
 
     # -- writing
 
@@ -93,7 +100,6 @@ class LogFiles:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
             try:
                 os.fchmod(fd, mode)
-                self._own(fd)
                 write_all(fd, data)
                 if sync:
                     os.fdatasync(fd)
@@ -142,26 +148,11 @@ class LogFiles:
             raise write_error(self.directory / name, error) from error
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder and those above it, owned as the journal is."""
+        """Make a folder and those above it."""
         if folder.is_dir():
             return
         self.make_folder(folder.parent)
         folder.mkdir(mode=0o755, exist_ok=True)
-        owner = self._owner()
-        if owner:
-            os.chown(folder, *owner)
-
-    def _own(self, fd: int) -> None:
-        owner = self._owner()
-        if owner:
-            os.fchown(fd, *owner)
-
-    def _owner(self) -> tuple[int, int] | None:
-        """Return whom new files go to: when root writes, whoever owns the directory (the journal's own uid)."""
-        if os.geteuid() != 0:
-            return None
-        status = self.directory.stat()
-        return (status.st_uid, status.st_gid) if status.st_uid else None
 
     # -- one writer
 
@@ -175,13 +166,12 @@ class LogFiles:
 
         """
         try:
-            fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+            fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
         except FileNotFoundError as error:
             raise NotFoundError(f"no journal directory at {self.directory}", hint="run `casemate up` first") from error
         except OSError as error:
             raise write_error(self.directory / "lock", error) from error
         try:
-            self._own(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -199,6 +189,11 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _read_error(path: Path, error: OSError) -> OperationError:
+    hint = "run as root or as the user who owns the home" if isinstance(error, PermissionError) else ""
+    return OperationError(f"cannot read {path}: {error.strerror}", hint=hint)
 
 
 def write_error(path: Path, error: OSError) -> OperationError:

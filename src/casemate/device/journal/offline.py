@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from casemate.clock import Clock, SystemClock
 from casemate.device.home import Home
 from casemate.device.journal.writer import JournalWriter
+from casemate.device.ownership import rights_of_owner
 from casemate.errors import BusyError
 from casemate.formats import event
 
@@ -17,8 +19,11 @@ _PATIENCE: Final = 5.0
 _PAUSE: Final = 0.05
 
 
-def open_writer(home: Home, clock: Clock | None = None) -> JournalWriter:
-    """Open the journal of *home* for writing; its epoch's key is sealed to the owner named in the keystore.
+@contextlib.contextmanager
+def open_writer(home: Home, clock: Clock | None = None) -> Iterator[JournalWriter]:
+    """Hold the journal of *home* for writing; its epoch's key is sealed to the owner named in the keystore.
+
+    Root writes here as the journal's uid.
 
     Raises:
         NotFoundError: the home has no keystore, so nobody could ever read the log.
@@ -29,8 +34,12 @@ def open_writer(home: Home, clock: Clock | None = None) -> JournalWriter:
     """
     from casemate import keystores  # noqa: PLC0415 - the journal process imports this package and must not load these
 
-    clock = clock or SystemClock()
     owner = keystores.read_document(home).owner_public
+    with rights_of_owner(home.journal), _patiently(home, owner, clock or SystemClock()) as writer:
+        yield writer
+
+
+def _patiently(home: Home, owner: bytes, clock: Clock) -> JournalWriter:
     until = clock.monotonic() + _PATIENCE
     while True:
         try:

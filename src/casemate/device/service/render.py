@@ -16,14 +16,14 @@ TMPFILES_FILE: Final = "/etc/tmpfiles.d/casemate.conf"
 WANTS_LINK: Final = f"{UNIT_DIRECTORY}/multi-user.target.wants/casemate.target"
 _PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9._+@/-]*\Z")
 _HOME_PARTS: Final = (
-    # part, mode, role
-    ("", "0755", "root"),
-    ("/keystore", "0700", "vault"),
-    ("/models", "0700", "vault"),
-    ("/apps", "0700", "gateway"),
-    ("/journal", "0700", "journal"),
-    ("/run", "0711", "agent"),
-    ("/run/link", "0711", "agent"),
+    # part, mode, user, group
+    ("", "0755", "root", "root"),
+    ("/keystore", "0700", "casemate-vault", "casemate-vault"),
+    ("/models", "0700", "casemate-vault", "casemate-vault"),
+    ("/apps", "0750", "root", "casemate-gateway"),
+    ("/journal", "0700", "casemate-journal", "casemate-journal"),
+    ("/run", "0711", "casemate-agent", "casemate-agent"),
+    ("/run/link", "0711", "casemate-agent", "casemate-agent"),
 )
 _SYSTEM_PLACES: Final = (("/etc/casemate", "0755"), ("/etc/casemate/keys", "0700"), (ENGINE_ROOT, "0755"))
 
@@ -104,7 +104,5 @@ def _sysusers(place: Place) -> str:
 
 def _tmpfiles(place: Place) -> str:
     rows = [f"d {path} {mode} root root -\n" for path, mode in _SYSTEM_PLACES]
-    for part, mode, role in _HOME_PARTS:
-        owner = role if role == "root" else f"casemate-{role}"
-        rows.append(f"d {place.home}{part} {mode} {owner} {owner} -\n")
+    rows += [f"d {place.home}{part} {mode} {user} {group} -\n" for part, mode, user, group in _HOME_PARTS]
     return "# Made by `casemate service install`.\n" + "".join(rows)

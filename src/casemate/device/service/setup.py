@@ -5,6 +5,7 @@ It parses no model (adding one is `casemate model add`, which does that in the s
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from casemate.config import Settings
 from casemate.device import migrate, models, startup
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home, owner_of, write_atomic
-from casemate.device.ownership import hand_over, own
+from casemate.device.ownership import hand_over, own_directory
 from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, encode, parse
 from casemate.errors import BusyError, NotFoundError
 
@@ -83,10 +84,10 @@ def serve_list(home: Home, settings: Settings) -> dict[str, str]:
 def open_run(home: Home) -> None:
     """Let the units' users walk to the link socket; what else is in `run/` has modes of its own."""
     link = home.run / Path(LINK_SOCKET).parent
-    link.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # also a link, which is refused below
+        link.mkdir()
     for path in (home.run, link):
-        own(path, "agent")
-        path.chmod(_RUN_MODE)
+        own_directory(path, "agent", _RUN_MODE)
 
 
 def begin_unit(model: str) -> None:
