@@ -33,6 +33,7 @@ from casemate.guard.views import Unmasking
 
 CERTAIN: Final = 0.99
 MAX_SPANS: Final = 64
+ENTITY: Final = ("pii:", "secret:")
 _SCRATCH_KEY: Final = bytes(32)  # placeholders of a check are thrown away with its text
 
 
@@ -66,8 +67,18 @@ class Guard:
 
     def check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget = never_over) -> Verdict:
         """Decide about *text* on *channel*. Every fault, oversize or spent budget is a `block`."""
+        verdict = self.injection(text, channel, policy, over_budget)
+        kinds = [reason for reason in verdict.reasons if reason.startswith(ENTITY)]
+        if any(policy.entity_action(channel, kind) is Action.BLOCK for kind in kinds):
+            return dataclasses.replace(verdict, action=Action.BLOCK)
+        return verdict
+
+    def injection(
+        self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget = never_over
+    ) -> Verdict:
+        """Decide as `check` does, but for injection and hidden channels only: entities add reasons, no action."""
         try:
-            return self._check(text, channel, policy, over_budget)
+            return self._injection(text, channel, policy, over_budget)
         except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
             return _refusal("guard-error")
 
@@ -97,7 +108,7 @@ class Guard:
         """Return *documents* delimited and datamarked with the caller's random *marker*."""
         return wrap_documents(documents, marker)
 
-    def _check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
+    def _injection(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
         if len(text) > policy.max_chars:
             return _refusal("over-size")
         normal = normalize(text)
@@ -148,13 +159,7 @@ def _decide(found: Injection, channel: Channel, policy: GuardPolicy) -> Verdict:
 
 
 def _with_entities(verdict: Verdict, text: str, channel: Channel, policy: GuardPolicy) -> Verdict:
-    """Add what personal data and secrets *text* holds; the policy may block for them."""
+    """Add what personal data and secrets *text* holds."""
     spans = redact_text(text, policy, channel, Placeholders(_SCRATCH_KEY)).spans
-    kinds = tuple(dict.fromkeys(span.type for span in spans))
-    blocked = any(policy.entity_action(channel, kind) is Action.BLOCK for kind in kinds)
-    return dataclasses.replace(
-        verdict,
-        action=Action.BLOCK if blocked else verdict.action,
-        reasons=(*verdict.reasons, *kinds),
-        spans=(*verdict.spans, *spans[:MAX_SPANS]),
-    )
+    kinds = dict.fromkeys(span.type for span in spans)
+    return dataclasses.replace(verdict, reasons=(*verdict.reasons, *kinds), spans=(*verdict.spans, *spans[:MAX_SPANS]))

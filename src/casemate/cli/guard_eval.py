@@ -1,0 +1,105 @@
+"""`casemate guard eval FILE`: how well the guard judges labelled texts, by kind, language and source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from casemate.cli.output import emit, json_option, progress, table
+from casemate.errors import UntrustedDataError
+from casemate.guard.metrics import Judged, Rate, f2, false_alarms, precision, recall, recall_at
+
+FIELDS: Final = ("kind", "lang", "channel", "source")
+HEADER: Final = ("cell", "texts", "recall", "recall at 1 %", "precision", "F2", "false alarms")
+_MEASURES: Final[tuple[tuple[str, Callable[[Sequence[Judged]], Rate]], ...]] = (
+    ("recall", recall),
+    ("recall_at_1_percent", recall_at),
+    ("precision", precision),
+    ("f2", f2),
+    ("false_alarms", false_alarms),
+)
+
+
+@click.command("eval")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+@json_option
+def command(*, file: tuple[Path, ...], as_json: bool) -> None:
+    """Judge labelled rows {"text","label","channel","kind","lang","source"} and measure.
+
+    Several FILEs count as one set. Rates come with 95 % intervals; a cell with fewer than 50 texts says `insufficient`.
+    """
+    rows = [row for path in file for row in read_labelled(path)]
+    judged = judge_rows(rows)
+    cells = [("all", judged), *by_field(rows, judged)]
+    measured = [(name, members, {key: measure(members) for key, measure in _MEASURES}) for name, members in cells]
+    emit({"cells": [_object(*cell) for cell in measured]}, as_json=as_json, text=lambda: _table(measured))
+
+
+def read_labelled(path: Path) -> list[dict[str, Any]]:
+    """Return the labelled rows of a JSON-lines file.
+
+    Raises:
+        UntrustedDataError: a line is not a labelled row.
+
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().rstrip(b"\n").split(b"\n"), 1):
+        try:
+            row = json.loads(line)
+            rows.append({**row, "text": str(row["text"]), "label": int(row["label"])})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UntrustedDataError(
+                f"{path}:{number} is not a labelled row",
+                check="labelled-row",
+                hint='one JSON object a line with at least "text" and "label" (1 attack, 0 harmless)',
+            ) from None
+    return rows
+
+
+def judge_rows(rows: Sequence[dict[str, Any]]) -> list[Judged]:
+    """Return the guard's decision on every row, under the default policy."""
+    from casemate.guard import Action, Channel, Guard, GuardPolicy
+
+    guard, policy = Guard.default(), GuardPolicy()
+    judged: list[Judged] = []
+    with progress(sum(len(row["text"]) for row in rows), "judging") as advance:
+        for row in rows:
+            verdict = guard.injection(row["text"], Channel(row.get("channel", "user")), policy)
+            judged.append(Judged(row["label"], verdict.score, verdict.action is Action.BLOCK))
+            advance(len(row["text"]))
+    return judged
+
+
+def by_field(rows: Sequence[dict[str, Any]], judged: Sequence[Judged]) -> Iterable[tuple[str, list[Judged]]]:
+    """Yield (cell name, its texts) for every value of every field the rows have."""
+    for field in FIELDS:
+        values = sorted({str(row[field]) for row in rows if field in row})
+        for value in values:
+            yield f"{field} {value}", [j for row, j in zip(rows, judged, strict=True) if str(row.get(field)) == value]
+
+
+def _object(name: str, members: Sequence[Judged], rates: dict[str, Rate]) -> dict[str, Any]:
+    attacks = sum(row.label for row in members)
+    described = {key: _rate(rate) for key, rate in rates.items()}
+    return {"cell": name, "attacks": attacks, "harmless": len(members) - attacks, **described}
+
+
+def _rate(rate: Rate) -> dict[str, Any] | None:
+    if not rate.enough:
+        return None
+    return {"value": round(rate.value, 4), "low": round(rate.low, 4), "high": round(rate.high, 4), "n": rate.count}
+
+
+def _table(measured: Sequence[tuple[str, Sequence[Judged], dict[str, Rate]]]) -> str:
+    rows = [(name, str(len(members)), *(_shown(rate) for rate in rates.values())) for name, members, rates in measured]
+    return table(rows, HEADER)
+
+
+def _shown(rate: Rate) -> str:
+    if rate.count == 0:
+        return "-"
+    return f"{rate.value:.1%} ({rate.low:.1%}-{rate.high:.1%})" if rate.enough else f"insufficient (n={rate.count})"
