@@ -13,11 +13,16 @@ from typing import Annotated, Final
 
 import msgspec
 
+from casemate.crypto import x509
 from casemate.errors import UntrustedDataError
 from casemate.formats import oms
+from casemate.formats.manifest import SealedPart
 from casemate.formats.tlog import VerifierKey, parse_proof
 
 SCHEMA: Final = 1
+TRUST_PATH: Final = "trust/signing.json"
+MLBOM: Final = "mlbom.cdx.json"
+PROVENANCE: Final = "provenance.intoto.json"
 _Hex = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -31,11 +36,27 @@ class LogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model signature and the proof of when it was made; travels in the sealed part of a manifest."""
+    """A model signature (its JSON text), its log entry and tlog-proof: `SealedPart.signature` holds this as JSON."""
 
-    bundle: bytes
-    entry: bytes
-    proof: bytes
+    bundle: str
+    entry: str
+    proof: str
+
+
+class SigningTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may sign releases: certificate authorities (PEM) and logs (vkeys). A target of the offline targets role."""
+
+    schema: int
+    authorities: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+    logs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+
+    def roots(self) -> list[bytes]:
+        """Return the authorities' certificates (DER)."""
+        return [x509.from_pem(text) for text in self.authorities]
+
+    def keys(self) -> list[VerifierKey]:
+        """Return the logs' keys."""
+        return [VerifierKey.parse(text) for text in self.logs]
 
 
 def entry_of(bundle: bytes, certificate: bytes, now: float) -> bytes:
@@ -50,13 +71,14 @@ def verify(signed: SignedRelease, authorities: Sequence[bytes], logs: Sequence[V
         UntrustedDataError: `signature-log`, `checkpoint-*`, `inclusion-proof`, `certificate-*` or `oms-*`.
 
     """
-    signature = oms.parse(signed.bundle)
+    bundle = signed.bundle.encode("utf-8")
+    signature = oms.parse(bundle)
     try:
         entry = msgspec.json.decode(signed.entry, type=LogEntry)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UntrustedDataError("the log entry does not parse", check="signature-log") from error
     leaf = signature.chain[0] if signature.chain else b""
-    if (entry.schema, entry.signature, entry.certificate) != (SCHEMA, _digest(signed.bundle), _digest(leaf)):
+    if (entry.schema, entry.signature, entry.certificate) != (SCHEMA, _digest(bundle), _digest(leaf)):
         raise UntrustedDataError("the log entry is about another signature", check="signature-log")
     if not logs:
         raise UntrustedDataError("no log of signatures is trusted", check="signature-log")
@@ -64,12 +86,46 @@ def verify(signed: SignedRelease, authorities: Sequence[bytes], logs: Sequence[V
     return dict(oms.verify_certificate(signature, authorities, entry.time))
 
 
+def verify_part(part: SealedPart, trust: SigningTrust) -> None:
+    """Prove that what a sealed part lists is what was signed: every file, the ML-BOM and the provenance.
+
+    Raises:
+        UntrustedDataError: as `verify` and `oms.check_files`.
+
+    """
+    try:
+        signed = msgspec.json.decode(part.signature, type=SignedRelease)
+    except msgspec.DecodeError as error:
+        raise UntrustedDataError("the release is not signed", check="signature-log") from error
+    found = {file.path: file.sha256 for file in part.files}
+    found |= {MLBOM: part.mlbom_sha256, PROVENANCE: part.provenance_sha256}
+    oms.check_files(verify(signed, trust.roots(), trust.keys()), found)
+
+
+def parse_trust(raw: bytes) -> SigningTrust:
+    """Read the target `TRUST_PATH`, whose bytes TUF has verified.
+
+    Raises:
+        UntrustedDataError: `signing-trust`, `certificate-format` or `vkey`.
+
+    """
+    try:
+        trust = msgspec.json.decode(raw, type=SigningTrust)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UntrustedDataError("the signing trust does not parse", check="signing-trust") from error
+    if trust.schema != SCHEMA:
+        raise UntrustedDataError(f"the signing trust has schema {trust.schema}", check="signing-trust")
+    trust.roots()
+    trust.keys()
+    return trust
+
+
 def _check_logged(signed: SignedRelease, logs: Sequence[VerifierKey]) -> None:
     """Check the proof against the one log that signed its checkpoint."""
-    proof = parse_proof(signed.proof)
+    proof = parse_proof(signed.proof.encode("utf-8"))
     for log in logs:
         try:
-            proof.verify(signed.entry, [log])
+            proof.verify(signed.entry.encode("utf-8"), [log])
         except UntrustedDataError as error:
             if error.check == "checkpoint-signature" and log != logs[-1]:
                 continue
