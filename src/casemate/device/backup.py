@@ -6,7 +6,8 @@ head needs was there before it and never changes, so it may be copied afterwards
 a name; one that is re-wrapped or removed while it is copied is noticed, and the backup is refused rather than torn.
 
 Containers stay encrypted. Of the keystore only the recovery slot goes along, so that a stolen backup is worth nothing
-without the recovery code; making that copy proves the keystore, so it asks for whatever opens it.
+without the recovery code; making that copy proves the keystore, so it asks for whatever opens it. Root reads each file
+with the rights of whoever owns its directory: a link that a process planted there leads to nothing of root's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from casemate import __version__, keystores
 from casemate.clock import Clock, SystemClock
 from casemate.device.home import SCHEMA, Home, sync_directory
 from casemate.device.journal import LogFiles
+from casemate.device.ownership import rights_of_owner
 from casemate.device.record import record
 from casemate.errors import BusyError, NotFoundError, OperationError
 from casemate.formats import archive, event, tlog
@@ -165,7 +167,8 @@ def journal_head(files: LogFiles) -> dict[str, bytes]:
 
     """
     for _ in range(_HEAD_TRIES):
-        head = _read_head(files)
+        with rights_of_owner(files.directory):
+            head = _read_head(files)
         if head is not None:
             return head
         time.sleep(_HEAD_PAUSE)
@@ -204,8 +207,7 @@ def _size_of(checkpoint: bytes | None) -> int:
 def _finished_tiles(size: int) -> set[str]:
     """Return the full tiles and bundles of a log of *size*.
 
-    Later ones may be on disk already and must stay behind: a restored log goes on from *size*, and would find entries
-    there that it never wrote.
+    Later ones may be on disk already and stay behind: a copy holds the entries of its checkpoint and its tail, no others.
     """
     level, count = 0, size // tlog.TILE_WIDTH
     names = {f"journal/{tlog.entries_path(index)}" for index in range(count)}
@@ -284,7 +286,8 @@ def _pieces(item: Item, advance: Callable[[int], None]) -> Iterator[bytes]:
     assert item.place
     left = item.size
     try:
-        fd = os.open(item.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with rights_of_owner(item.place.parent):
+            fd = os.open(item.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _changed(item) from error
     with os.fdopen(fd, "rb", buffering=0) as file:

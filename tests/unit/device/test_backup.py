@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -15,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from casemate import keystores
-from casemate.clock import SystemClock
 from casemate.crypto.secret import Secret
 from casemate.device import backup, models, restore
 from casemate.device.apps import AppStore
 from casemate.device.home import Home
-from casemate.device.journal import LogFiles, Reader, append_offline, open_writer, verify
+from casemate.device.journal import LogFiles, Reader, append_offline, verify
 from casemate.device.models import no_progress
+from casemate.device.ownership import hand_over
 from casemate.errors import (
     BusyError,
     ConfigError,
@@ -251,41 +254,80 @@ def test_a_wrong_secret_saves_nothing(bench, tmp_path):
 # --- one moment -------------------------------------------------------------------------------------------------------
 
 
+WRITER = """
+import sys, time
+from pathlib import Path
+from casemate.device.home import Home
+from casemate.device.journal import open_writer
+from casemate.formats import event
+with open_writer(Home(Path(sys.argv[1])).open()) as writer:
+    while True:
+        writer.record([event.recovery_added(now=1.0)] * int(sys.argv[2]), role="cli")
+        writer.publish()
+        print("written", flush=True)
+        time.sleep(0.001)
+"""
+
+
+@contextlib.contextmanager
+def being_written(home, burst):
+    """Have another process publish *burst* entries at a time, all the time."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(home.path), str(burst)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"written\n"
+        reading = threading.Thread(target=process.stdout.read)
+        reading.start()
+        yield
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        reading.join()
+        process.stdout.close()
+
+
 @pytest.mark.parametrize("burst", [1, 97])
 def test_copies_taken_while_the_journal_is_written_are_whole_and_can_go_on(bench, tmp_path, burst):
     """A writer publishes all the time, across bundle borders; each copy verifies and takes new entries."""
-    stop = threading.Event()
-    written = []
-
-    def write():
-        with open_writer(bench.home, SystemClock()) as writer:
-            while not stop.is_set():
-                written.append(writer.record([event.recovery_added(now=1.0)] * burst, role="cli"))
-                stop.wait(0.001)
-
-    writing = threading.Thread(target=write)
-    writing.start()
-    try:
-        sizes = []
-        for number in range(6):
+    sizes = []
+    with being_written(bench.home, burst):
+        for number in range(5):
             place = tmp_path / f"copy{number}"
-            head = backup.journal_head(LogFiles(bench.home.journal))
-            assert head["checkpoint"]
-            items = backup._list(bench.home)
-            for item in items:
+            for item in backup._list(bench.home):
                 target = place / item.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(item.data if item.data is not None else item.place.read_bytes())
             sizes.append(verify(LogFiles(place / "journal")).size)
             shutil.copytree(bench.home.keystore, place / "keystore")
             copy = Home(place).create()
+            hand_over(copy)
             append_offline(copy, [event.home_restored(now=2.0)] * 300)
             assert verify(LogFiles(copy.journal)).size >= sizes[-1] + 300
-    finally:
-        stop.set()
-        writing.join()
     assert sizes == sorted(sizes)
-    assert len(written) > 1
+    assert sizes[-1] > sizes[0]
+
+
+class Everything:
+    def __contains__(self, _name):
+        return True
+
+
+@pytest.mark.parametrize("careful", [True, False], ids=["careful", "control"])
+def test_bundles_of_a_later_moment_stay_behind(bench, tmp_path, monkeypatch, careful):
+    """The journal passes a bundle's border between its head and the rest: the copy is of the head's moment alone."""
+    real = backup.journal_head
+
+    def head_then_more(files):
+        head = real(files)
+        append_offline(bench.home, [event.recovery_added(now=1.0)] * 700)
+        return head
+
+    monkeypatch.setattr(backup, "journal_head", head_then_more)
+    if not careful:
+        monkeypatch.setattr(backup, "_finished_tiles", lambda _size: Everything())
+    bring_back(save(bench).file, tmp_path / "back")
+    assert (tmp_path / "back/journal/tile/entries/000").exists() is not careful
+    assert verify(LogFiles(tmp_path / "back/journal")).size < 100
 
 
 def test_control_a_careless_copy_of_a_journal_that_moves_on_is_refused(bench, tmp_path):

@@ -121,11 +121,12 @@ SETUP: Final = Unit(
         **COMMON,
         "Type": "oneshot",  # not RemainAfterExit: every start of the target asks it what to serve
         "ExecStart": "{python} -P -m casemate.device.service setup",
-        # Root: it hands each part of the home to the uid that owns it. Short-lived, parses nothing from outside.
-        "CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER",
+        # Root: it hands each part of the home to the uid that owns it, and writes there with that uid's rights.
+        # Short-lived, parses nothing from outside.
+        "CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SETUID CAP_SETGID",
         "SecureBits": "",
         "PrivateUsers": "no",
-        "SystemCallFilter": ("@system-service", "~@privileged @resources", "@chown"),
+        "SystemCallFilter": ("@system-service", "~@privileged @resources", "@chown @setuid"),
         "LoadCredential": "casemate-passphrase",
         "TemporaryFileSystem": (),
         "BindReadOnlyPaths": (),
