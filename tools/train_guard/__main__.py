@@ -48,9 +48,9 @@ class Job:
 
 
 def main() -> None:
-    """Train and write, or only report (`--dry-run`)."""
+    """Train and write."""
     options = argparse.ArgumentParser(prog="python -m tools.train_guard", description=__doc__.splitlines()[0])
-    options.add_argument("--dry-run", action="store_true", help="train and report, write nothing")
+    options.add_argument("--out", type=Path, default=GUARD_DATA / "injection.json", help="where the model goes")
     arguments = options.parse_args()
     lexicons = {path.stem: path.read_text(encoding="utf-8") for path in sorted((GUARD_DATA / "lexicon").glob("*.txt"))}
     rows = training_rows(SEED, PER_TEMPLATE)
@@ -63,9 +63,7 @@ def main() -> None:
     ordinary = " ".join(ordinary_words(rows, lexicon))
     words = {"ordinary": ordinary, "english": " ".join(english)}
     stored = {"schema": 1, "classes": CLASSES, "sets": sets, **words, "provenance": provenance(rows)}
-    if not arguments.dry_run:
-        text = json.dumps(stored, indent=1, sort_keys=True) + "\n"
-        (GUARD_DATA / "injection.json").write_text(text, encoding="utf-8")
+    arguments.out.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def jobs(rows: list[Row]) -> list[Job]:

@@ -31,7 +31,7 @@ _MORSE_RUN = re.compile(r"(?:[.\-\u2013\u2014\u2022\u00b7]{1,6}[ /|]{1,3}){8,}[.
 _SPACED_RUN = re.compile(r"(?<!\w)(?:\w[ \t]{1,2}){7,}\w(?!\w)")
 _WIDE_GAP = re.compile(r"[ \t]{3,}")
 _DOTTED_WORD = re.compile(r"(?<!\w)\w([.\-*_~|])\w\1\w(?:\1\w){0,40}(?!\w)")
-_SINGLE = re.compile(r"(?<!\S)\S(?!\S)")
+_SINGLE = re.compile(r"(?<!\S)\w(?!\S)")
 _LITERAL = re.compile(r"""=\s{0,4}(?:"([^"]{2,400})"|'([^']{2,400})')""")
 _JOINED_LITERALS = re.compile(r"""["'][ \t]{0,4}\+[ \t]{0,4}["']""")
 _ESCAPE = re.compile(r"\\u\{?[0-9a-fA-F]{4,6}\}?|\\x[0-9a-fA-F]{2}|\\U[0-9a-fA-F]{8}")

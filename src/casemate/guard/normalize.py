@@ -43,6 +43,7 @@ _UNCOMPOSED: Final = {
 _DROPPED = re.compile(f"[{_INVISIBLE}{_CONTROLS}]")
 _ASCII_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _COMBINING: Final = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff"
+_BREAKS: Final = {9: " ", 10: " ", 13: " "}
 _UNUSUAL = re.compile(
     f"[{_INVISIBLE}{_CONTROLS}{_COMBINING}{''.join(_UNCOMPOSED)}\u0085\u2028\u2029\u2800\ud800-\udfff]"
 )
@@ -96,7 +97,7 @@ class Normal:
 def normalize(text: str) -> Normal:
     """Return *text* in one spelling, with its offset map and what it tried to hide."""
     if text.isascii():
-        if not _ASCII_CONTROL.search(text):
+        if text.isprintable() or text.translate(_BREAKS).isprintable() or not _ASCII_CONTROL.search(text):
             return Normal(text, text, None, ())
     elif not _UNUSUAL.search(text) and unicodedata.is_normalized("NFKC", text):
         return Normal(text, text, None, ())

@@ -24,7 +24,11 @@ CHARACTERS: Final = 400_000  # of all views together, beside four times the text
 RUN: Final = 14
 FEW: Final = 2
 SINGLES: Final = 4
-CODES: Final = 7
+SINGLE_SHARE: Final = 0.15
+CODES: Final = 4
+PAIR: Final = 2
+CODE_LENGTHS: Final = frozenset({2, 3, 8})
+LONG_RUN: Final = 24
 LONG_TEXT: Final = 60_000
 PIG_SHARE: Final = 0.5
 
@@ -116,21 +120,26 @@ class _Signs:
     def __init__(self, reading: Reading, spelling: Spelling) -> None:
         text, self.tokens = reading.text, reading.tokens
         unknown = {token for token, entry in zip(self.tokens, reading.entries, strict=True) if entry is None}
-        lengths = list(map(len, self.tokens))
+        odd = [token for token in unknown if not token.isalpha()]
         self.ascii = text.isascii()
-        self.runs = max(lengths, default=0) >= RUN
-        self.single = sum(len(token) == 1 and token.isalnum() for token in unknown) >= SINGLES
+        self.single = self._written_apart({token for token in unknown if len(token) == 1 and token.isalpha()})
         self.escaped = "%" in text or "&" in text or "\\" in text or "<" in text
         self.strokes = not unknown or text.count("-") + text.count(".") > len(text) // 4
         self.quoted = "=" in text and ('"' in text or "'" in text)
         self.rot13 = len(unknown & spelling.rot13) >= FEW
         self.backwards = len(unknown & spelling.backwards) >= FEW
-        self.pig = text.count("ay") > PIG_SHARE * max(len(lengths), 2 * FEW)
-        numbers = [token for token in unknown if not token.isalpha()]
-        self.leet = sum(map(spelling.is_leet, numbers)) + text.count("@") + text.count("$") >= FEW
-        self.numbers = len(numbers) >= FEW and lengths.count(2) + lengths.count(3) + lengths.count(8) >= CODES
-        self.hexadecimal = self.runs or len(numbers) >= CODES
+        self.pig = text.count("ay") > PIG_SHARE * max(len(self.tokens), 2 * FEW)
+        self.runs = any(len(token) >= RUN for token in odd) or any(len(token) >= LONG_RUN for token in unknown)
+        self.hexadecimal = self.runs or sum(len(token) == PAIR for token in odd) >= CODES
+        self.numbers = sum(token.isdigit() and len(token) in CODE_LENGTHS for token in odd) >= CODES
+        self.leet = sum(map(spelling.is_leet, odd)) + text.count("@") + text.count("$") >= FEW
         self.corrections = {} if len(text) > LONG_TEXT else spelling.corrections(unknown)
+
+    def _written_apart(self, letters: set[str]) -> bool:
+        """Return whether many tokens are single letters."""
+        if len(letters) < SINGLES:
+            return False
+        return sum(len(token) == 1 and token.isalpha() for token in self.tokens) >= SINGLE_SHARE * len(self.tokens)
 
 
 def _corrected(signs: _Signs) -> str | None:
