@@ -179,16 +179,18 @@ def _read_head(files: LogFiles) -> dict[str, bytes] | None:
     """Read checkpoint, tail and unfinished tiles; None when something was published meanwhile."""
     before = _read(files, _CHECKPOINT)
     head = {_TAIL: _read(files, _TAIL), _CHECKPOINT: before}
-    size = _size_of(before)
-    for level, index, width in tlog.partial_tiles(size):
-        name = tlog.tile_path(level, index, width)
-        head[name] = _read(files, name)
-    if size % tlog.TILE_WIDTH:
-        name = tlog.entries_path(size // tlog.TILE_WIDTH, size % tlog.TILE_WIDTH)
-        head[name] = _read(files, name)
+    for name in _unfinished_tiles(_size_of(before)):
+        full = name.partition(".p/")[0]  # it takes the unfinished one's place before the next checkpoint
+        head.update({name: data} if (data := _read(files, name)) is not None else {full: _read(files, full)})
     if _read(files, _CHECKPOINT) != before:
         return None
     return {name: data for name, data in head.items() if data is not None}
+
+
+def _unfinished_tiles(size: int) -> list[str]:
+    names = [tlog.tile_path(level, index, width) for level, index, width in tlog.partial_tiles(size)]
+    index, width = divmod(size, tlog.TILE_WIDTH)
+    return [*names, tlog.entries_path(index, width)] if width else names
 
 
 def _read(files: LogFiles, name: str) -> bytes | None:
@@ -207,7 +209,7 @@ def _size_of(checkpoint: bytes | None) -> int:
 def _finished_tiles(size: int) -> set[str]:
     """Return the full tiles and bundles of a log of *size*.
 
-    Later ones may be on disk already and stay behind: a copy holds the entries of its checkpoint and its tail, no others.
+    Later ones may be on disk already and stay behind: a copy holds what its checkpoint and its tail cover.
     """
     level, count = 0, size // tlog.TILE_WIDTH
     names = {f"journal/{tlog.entries_path(index)}" for index in range(count)}
