@@ -16,6 +16,9 @@ import textwrap
 
 import pytest
 
+from casemate.device.home import owner_of
+from support.device import descendants, holds, running
+
 SECRET = "canary-5b1f0c7d2e9a4866"
 ORDINARY_UID = 61990
 
@@ -100,3 +103,21 @@ def test_control_a_plain_process_gives_both_away():
         pytest.skip("this kernel forbids reading any process's memory: the control cannot fire")
     assert found["memory"] == "read it"
     assert found["core"] == resource.getrlimit(resource.RLIMIT_CORE)[1]
+
+
+@pytest.mark.root
+def test_the_passphrase_is_in_no_process_but_the_vault(tmp_path):
+    """Also not in the agent, which is a fork of the process that made the keystore."""
+    phrase = b"quince-lantern-4471"
+    (tmp_path / "phrase").write_bytes(phrase)
+    with running(tmp_path / "home", environ={"CASEMATE_PASSPHRASE_FILE": str(tmp_path / "phrase")}) as device:
+        pids = descendants(device.process.pid) - {device.pid_of("vault")} | {device.process.pid}
+        agents = [
+            pid
+            for pid in pids
+            if f"\nUid:\t{owner_of('agent').uid}\t" in pathlib.Path(f"/proc/{pid}/status").read_text()
+        ]
+        assert [holds(pid, str(device.home).encode()) for pid in agents] == [True], (
+            "the control: what it knows is found"
+        )
+        assert not [pid for pid in pids if holds(pid, phrase)]

@@ -173,3 +173,15 @@ def descendants(pid: int) -> set[int]:
                 found |= fresh
                 todo += fresh
     return found
+
+
+def holds(pid: int, value: bytes) -> bool:
+    """Whether the writable memory of *pid* holds *value*; asked as root."""
+    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            start, _, end = line.split()[0].partition("-")
+            if " rw" in line:
+                memory.seek(int(start, 16))
+                if value in memory.read(int(end, 16) - int(start, 16)):
+                    return True
+    return False

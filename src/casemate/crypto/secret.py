@@ -30,7 +30,7 @@ class Secret:
         self._map: mmap.mmap | None = mmap.mmap(-1, self._length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(_MADV_DONTDUMP)
         self.locked = self._lock()
-        self._map[:] = bytes(data)
+        self._map[:] = data  # no copy as bytes on the way: it would outlive the wipe
 
     def _lock(self) -> bool:
         if self._map is None:

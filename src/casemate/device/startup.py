@@ -21,10 +21,12 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from casemate import __version__, keystores
 from casemate.clock import SystemClock
 from casemate.config import Settings, parse_address
-from casemate.device import migrate, models
+from casemate.device import apart, migrate, models
 from casemate.device.agent import DevicePlan, ServedModel
 from casemate.device.apps import AppStore
 from casemate.device.home import Home, owner_of, write_atomic
@@ -76,20 +78,36 @@ def prepare(
     with contextlib.ExitStack() as held:
         home.create()
         held.enter_context(home.lock())
-        sources = person.sources(home)
-        served = resolve_models(home, wanted, recorded, sources, person)
-        default_app(home, show_key=person.show_key, say=person.say)
-        keys = keystores.describe(home, sources)
+        found, unlock = apart.run(lambda: _with_secrets(home, wanted, recorded, person), _Found)
         yield DevicePlan(
             home=home,
             settings=settings,
-            models=served,
+            models=found.models,
             **open_doors(held, settings),
-            owner_public=base64.b64encode(keys.owner_public).decode(),
-            unlock=_opened(held, sources.descriptors()),
-            notes={"version": __version__, "recovery": keys.recovery},
+            owner_public=found.owner_public,
+            unlock=_opened(held, unlock),
+            notes={"version": __version__, "recovery": found.recovery},
             announce=person.announce,
         )
+
+
+class _Found(msgspec.Struct):
+    """What the agent may know of steps 2 to 4."""
+
+    models: tuple[ServedModel, ...]
+    owner_public: str
+    recovery: bool
+
+
+def _with_secrets(
+    home: Home, wanted: Sequence[str], recorded: Mapping[str, tuple[str, ...]], person: Person
+) -> tuple[_Found, Mapping[str, int]]:
+    """Take steps 2 to 4; runs apart from the agent. The descriptors are what unlocks the keystore."""
+    sources = person.sources(home)
+    served = resolve_models(home, wanted, recorded, sources, person)
+    default_app(home, show_key=person.show_key, say=person.say)
+    keys = keystores.describe(home, sources)
+    return _Found(served, base64.b64encode(keys.owner_public).decode(), keys.recovery), sources.descriptors()
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

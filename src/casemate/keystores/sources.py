@@ -238,29 +238,31 @@ def _open_passphrase_file(path: Path) -> int:
 
 def _read_passphrase(descriptor: int) -> Secret:
     """Read one line. A passphrase is the bytes before the first line end, so `echo` and editors do no harm."""
-    data = bytearray()
-    while len(data) <= PASSPHRASE_LIMIT:
-        piece = _read(descriptor, PASSPHRASE_LIMIT + 1 - len(data), len(data))
-        if not piece:
-            break
-        data += piece
-    line = data.split(b"\n", 1)[0].rstrip(b"\r")
-    if not line or len(line) > PASSPHRASE_LIMIT:
-        raise NotAuthorisedError(
-            "the passphrase is empty or too long", hint=f"use {PASSPHRASE_MINIMUM} to {PASSPHRASE_LIMIT} bytes"
-        )
-    secret = Secret(line)
-    data[:] = bytes(len(data))
-    line[:] = bytes(len(line))
-    return secret
+    data = bytearray(PASSPHRASE_LIMIT + 2)  # read in place and wiped: no copy stays behind
+    with memoryview(data) as view:
+        size = 0
+        while size < len(view) and (count := _read(descriptor, view[size:], size)):
+            size += count
+        end = data.find(b"\n", 0, size)
+        length = size if end < 0 else end
+        while length and data[length - 1] == ord("\r"):
+            length -= 1
+        try:
+            if not length or length > PASSPHRASE_LIMIT:
+                raise NotAuthorisedError(
+                    "the passphrase is empty or too long", hint=f"use {PASSPHRASE_MINIMUM} to {PASSPHRASE_LIMIT} bytes"
+                )
+            return Secret(view[:length])
+        finally:
+            view[:] = bytes(len(view))
 
 
-def _read(descriptor: int, size: int, offset: int) -> bytes:
+def _read(descriptor: int, into: memoryview, offset: int) -> int:
     """Read a file from its start whoever read it before; a pipe as it comes."""
     try:
-        return os.pread(descriptor, size, offset)
+        return os.preadv(descriptor, [into], offset)
     except OSError:  # ESPIPE
-        return os.read(descriptor, size)
+        return os.readv(descriptor, [into])
 
 
 def _memory_file(secret: Secret) -> int:
