@@ -98,6 +98,15 @@ class CheckedHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_read: int
 
 
+class Extent(msgspec.Struct, frozen=True):
+    """Where a tensor's bytes lie in the file, without padding; `row_bytes` is one block of its type."""
+
+    name: str
+    offset: int
+    size: int
+    row_bytes: int
+
+
 def check_header(read: Read, size: int) -> CheckedHeader:
     """Read the header of a file of *size* bytes through *read*, strictly forwards, and check all of it.
 
@@ -105,6 +114,20 @@ def check_header(read: Read, size: int) -> CheckedHeader:
         UntrustedDataError: not a GGUF file, or one that breaks a rule; `check` names the rule.
 
     """
+    return _check(read, size)[0]
+
+
+def tensor_extents(read: Read, size: int) -> list[Extent]:
+    """Check the header as `check_header` does and return where its tensors lie, in the order of the file.
+
+    Raises:
+        UntrustedDataError: as `check_header`.
+
+    """
+    return _check(read, size)[1]
+
+
+def _check(read: Read, size: int) -> tuple[CheckedHeader, list[Extent]]:
     window = _Window(read, size)
     version = _check_magic(window, size)
     tensor_count, key_count = window.u64(), window.u64()
@@ -115,11 +138,12 @@ def check_header(read: Read, size: int) -> CheckedHeader:
     tensors = _Tensors(_alignment(values))
     for _ in range(tensor_count):
         tensors.add(window)
-    tensors.check_extent(window.offset, size)
+    start = tensors.check_extent(window.offset, size)
     for key, text in values.items():
         if key.startswith("tokenizer.chat_template") and isinstance(text, str):
             review_template(text)
-    return CheckedHeader(_facts(version, values, tensors), window.bytes_read)
+    extents = [msgspec.structs.replace(extent, offset=start + extent.offset) for extent in tensors.extents]
+    return CheckedHeader(_facts(version, values, tensors), window.bytes_read), extents
 
 
 def _refuse(check: str, what: str) -> NoReturn:
@@ -353,6 +377,7 @@ class _Tensors:
         self._end = 0  # of the last tensor, unpadded, from the start of the data
         self._weights: dict[str, int] = {}
         self.parameters = 0
+        self.extents: list[Extent] = []  # from the start of the data
 
     @property
     def count(self) -> int:
@@ -375,9 +400,9 @@ class _Tensors:
         kind, offset = window.u32(), window.u64()
         if kind not in TENSOR_TYPES:
             _refuse("gguf-tensor-type", f"a tensor has unknown type {kind}")
-        self._place(shape, kind, offset)
+        self._place(name.decode("ascii"), shape, kind, offset)
 
-    def _place(self, shape: tuple[int, ...], kind: int, offset: int) -> None:
+    def _place(self, called: str, shape: tuple[int, ...], kind: int, offset: int) -> None:
         name, block, block_bytes = TENSOR_TYPES[kind]
         elements = math.prod(shape)
         if not 1 <= elements <= WEIGHT_LIMIT or shape[0] % block:
@@ -387,16 +412,18 @@ class _Tensors:
         self._end = offset + elements // block * block_bytes
         if self._end > WEIGHT_LIMIT:
             _refuse("gguf-layout", "the tensors claim more than a terabyte")
+        self.extents.append(Extent(called, offset, self._end - offset, block_bytes))
         self._weights[name] = self._weights.get(name, 0) + elements
         self.parameters += elements
 
-    def check_extent(self, header_end: int, size: int) -> None:
-        """Check that the file ends where the last tensor does, give or take its padding."""
+    def check_extent(self, header_end: int, size: int) -> int:
+        """Check that the file ends where the last tensor does, give or take padding; return where the data begins."""
         start = _round_up(header_end, self._alignment)
         if size < start + self._end:
             _refuse("gguf-truncated", f"the tensors need {start + self._end} bytes and the file has {size}")
         if size > start + _round_up(self._end, self._alignment):
             _refuse("gguf-trailing-data", "the file goes on after the last tensor")
+        return start
 
 
 def _round_up(value: int, step: int) -> int:
