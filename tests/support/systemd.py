@@ -61,12 +61,12 @@ class Machine:
         """The machine's file system, seen from here."""
         return Path(f"/proc/{self.pid}/root")
 
-    def run(self, *command: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             ["nsenter", "-t", str(self.pid), "-a", "--", *command],
             capture_output=True,
             text=True,
-            input=input,
+            input=stdin,
             timeout=180,
             check=False,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_PAGER": "", "LANG": "C.UTF-8"},
@@ -74,6 +74,12 @@ class Machine:
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
+
+    def deepest(self, pid: int) -> int:
+        """Follow the only-child chain down from *pid*, in the machine's own numbers."""
+        while children := (self.root / f"proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[-1])
+        return pid
 
     def show(self, unit: str, name: str) -> str:
         return self.run("systemctl", "show", "-P", name, unit).stdout.strip()
@@ -96,7 +102,21 @@ def machine() -> Iterator[Machine]:
     log = Path(top + ".log")
     with log.open("wb") as out:
         outer = subprocess.Popen(
-            ["unshare", "-fpmuinC", "--kill-child", "--propagation", "private", "/bin/sh", "-c", BOOT, "boot", top],
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "-fpmuinC",
+                "--kill-child",
+                "--propagation",
+                "private",
+                "/bin/sh",
+                "-c",
+                BOOT,
+                "boot",
+                top,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

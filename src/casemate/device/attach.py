@@ -49,8 +49,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Join as ROLE (of MODEL) and become it; exits 1 when there is no agent to join."""
     role, model = arguments[0], arguments[1] if len(arguments) > 1 else ""
     home = Home(home_path())
+    signal.signal(signal.SIGCONT, lambda *_: os._exit(0))  # the unit is stopped: nobody is going to want us
     try:
         link, fds = join(home, role, model)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # from now on the agent decides when we end
     except (CasemateError, ChannelClosed) as error:
         sys.exit(f"casemate {role}: {getattr(error, 'message', 'the agent closed the link')}")
     leash = fds.pop(LEASH)

@@ -73,7 +73,8 @@ LINKED: Final[Rows] = {
     "Type": "exec",
     "Restart": "always",
     "RestartSec": "500ms",
-    # The agent ends its processes in order, over their links; SIGCONT leaves them running until it has.
+    # The agent ends its processes in order, over their links; SIGCONT leaves them running until it has, and sends
+    # home those that only wait for it.
     "KillSignal": "SIGCONT",
     "TimeoutStopSec": "10s",
 }
@@ -99,7 +100,7 @@ def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> 
         description=description,
         unit={
             "After": "casemate-setup.service",
-            "PartOf": "casemate.target casemate-agent.service",
+            "PartOf": "casemate.target",  # not of the agent: when it restarts, its leashes end what it had
             "StartLimitIntervalSec": "0",  # the agent decides how often: a process it does not want only waits
         },
         service={
