@@ -19,7 +19,7 @@ from report import Row, options, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from casemate import keystores
-from casemate.device import models, sealed
+from casemate.device import models, sealed, store
 from casemate.device.home import Home
 from casemate.errors import UntrustedDataError
 from casemate.formats.gguf import check_header
@@ -62,7 +62,7 @@ def load_rows(root: Path, home: Home, sources: keystores.Sources, plain: Path, r
         def load() -> float:
             warm_memory(size)
             before, began = pss(), time.monotonic()
-            with models.opened_model(home, keystore, "big") as (opened, verified):
+            with store.opened_model(home, keystore, "big") as (opened, verified):
                 memory = sealed.unseal_into_memory(opened.fd, verified, lambda: None)
             spent = time.monotonic() - began
             peaks.append(pss() - before)

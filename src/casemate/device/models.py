@@ -23,7 +23,7 @@ from casemate import keystores
 from casemate.clock import SystemClock
 from casemate.crypto.aead import preferred_algorithm
 from casemate.crypto.secret import Secret
-from casemate.device import containers
+from casemate.device import containers, store
 from casemate.device.containers import SUFFIX, OpenContainer
 from casemate.device.home import Home, sync_directory
 from casemate.device.inspector import Inspection, inspect_file
@@ -79,28 +79,10 @@ def name_for(path: Path) -> str:
     return re.sub(r"\.{2,}", ".", text).strip("._-")[:63] or "model"
 
 
-def path_of(home: Home, name: str) -> Path:
-    """Return where the container of *name* lies.
-
-    Raises:
-        UsageError: *name* is not a name.
-
-    """
-    return home.models / (parse_name(name, "model") + SUFFIX)
-
-
 def list_models(home: Home) -> list[ModelInfo]:
     """Return every container of the store by name, damaged ones too. Claims, not proof: see `verify_model`."""
     containers.remove_leftovers(home.models)
-    return [_look(home.models / (name + SUFFIX)) for name in _names(home)]
-
-
-def _names(home: Home) -> list[str]:
-    try:
-        files = sorted(path.name for path in home.models.iterdir())
-    except OSError as error:
-        raise OperationError(f"cannot read {home.models}: {error.strerror}", hint=containers.OWNER_HINT) from error
-    return [file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX) and not file.startswith(".")]
+    return [_look(home.models / (name + SUFFIX)) for name in store.names(home)]
 
 
 def show_model(home: Home, name: str) -> ModelInfo:
@@ -110,9 +92,9 @@ def show_model(home: Home, name: str) -> ModelInfo:
         NotFoundError: there is none of that name.
 
     """
-    path = path_of(home, name)
+    path = store.path_of(home, name)
     if not path.exists():
-        raise _unknown(home, name)
+        raise store.unknown(home, name)
     return _look(path)
 
 
@@ -138,42 +120,7 @@ def _info(path: Path, name: str, container: UntrustedContainer) -> ModelInfo:
     )
 
 
-def _unknown(home: Home, name: str) -> NotFoundError:
-    have = ", ".join(_names(home)) or "none"
-    return NotFoundError(f"no model {name!r}", hint=f"have: {have}; add one with `casemate model add FILE`")
-
-
 # --- proving --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def opened_model(
-    home: Home, keystore: UnlockedKeystore, name: str, *, locked: bool = False
-) -> Iterator[tuple[OpenContainer, VerifiedContainer]]:
-    """Open the container of *name* and prove its header, slots and labels; chunks prove themselves when they are read.
-
-    *locked*: the caller holds `containers.models_lock` exclusively.
-
-    Raises:
-        NotFoundError: there is none of that name.
-        UntrustedDataError: it was changed, swapped or made for another keystore.
-
-    """
-    try:
-        opened = containers.open_container(path_of(home, name))
-    except NotFoundError:
-        raise _unknown(home, name) from None
-    with opened:
-        with containers.unwrap_for_home(opened.container, keystore) as data_key:
-            verified = fmt.verify(opened.container, data_key)
-        if verified.labels.name != name:
-            raise UntrustedDataError(
-                f"the container called {name!r} was added as {verified.labels.name!r}",
-                check="container-name",
-                hint="somebody moved model files: remove it and add the model again",
-            )
-        containers.finish_pending(opened, locked=locked)
-        yield opened, verified
 
 
 def verify_model(home: Home, sources: Sources, name: str, progress: ShowProgress = no_progress) -> str:
@@ -186,7 +133,7 @@ def verify_model(home: Home, sources: Sources, name: str, progress: ShowProgress
     now = SystemClock().wall()
     with keystores.unlock(home, sources) as keystore:
         try:
-            with opened_model(home, keystore, name) as (opened, verified):
+            with store.opened_model(home, keystore, name) as (opened, verified):
                 _prove_content(opened, verified, progress)
         except UntrustedDataError as error:
             record(home, event.model_refused(model=name, check=error.check, reason=error.message, now=now))
@@ -244,7 +191,7 @@ def add_model(
 
     """
     name = parse_name(name or name_for(path), "model")
-    target = path_of(home, name)
+    target = store.path_of(home, name)
     if not _LICENCE.match(licence):
         raise UsageError("a licence is at most 64 printable ASCII characters", hint="give an SPDX identifier")
     with contextlib.ExitStack() as held:
@@ -454,7 +401,7 @@ def remove_model(home: Home, name: str) -> None:
         NotFoundError: there is none of that name.
 
     """
-    path = path_of(home, name)
+    path = store.path_of(home, name)
     info = show_model(home, name)
     try:
         path.unlink()

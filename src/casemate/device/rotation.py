@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from casemate import keystores
 from casemate.clock import SystemClock
-from casemate.device import containers, models
+from casemate.device import containers, models, store
 from casemate.device.home import Home
 from casemate.device.record import record
 from casemate.errors import CasemateError, NotAuthorisedError, NotFoundError, UntrustedDataError, UsageError
@@ -103,7 +103,7 @@ def _rewrap_all(home: Home, keystore: UnlockedKeystore) -> tuple[int, dict[str, 
 
 def _rewrap(home: Home, keystore: UnlockedKeystore, name: str) -> int:
     """Wrap one container's data key with the new KEK; 1 when that was needed. What is not proven is not blessed."""
-    with models.opened_model(home, keystore, name, locked=True) as (opened, verified):
+    with store.opened_model(home, keystore, name, locked=True) as (opened, verified):
         if any(isinstance(slot, fmt.HomeSlot) and slot.key == keystore.key_id for slot in verified.slots):
             return 0
         with containers.unwrap_for_home(opened.container, keystore) as data_key:

@@ -15,7 +15,7 @@ from casemate import keystores
 from casemate.clock import SystemClock
 from casemate.crypto import hpke
 from casemate.crypto.secret import Secret
-from casemate.device import containers, models
+from casemate.device import containers, store
 from casemate.device.home import Home
 from casemate.device.models import ShowProgress, no_progress
 from casemate.device.record import record
@@ -72,7 +72,7 @@ def export_model(
 
     """
     with containers.models_lock(home.models, exclusive=False), keystores.unlock(home, sources) as keystore:
-        with models.opened_model(home, keystore, name) as (opened, verified):
+        with store.opened_model(home, keystore, name) as (opened, verified):
             header, data_key = verified.header, containers.unwrap_for_home(opened.container, keystore)
             with data_key:
                 slot: fmt.Slot

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from casemate import keystores
 from casemate.clock import Clock, SystemClock
-from casemate.device import models
+from casemate.device import store
 from casemate.device.channel import Channel, ChannelClosed, JournalClient
 from casemate.device.home import Home
 from casemate.device.process import Child, boot
@@ -65,7 +65,7 @@ class Vault:
     def _hand_over(self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None]) -> tuple[str, int, int]:
         """Do it in this order: 1 prove, 2 room, 3 decrypt, 4 journal, 5 send."""
         self._check_path(request)
-        with models.opened_model(self._home, self._keystore, request.model) as (opened, verified):  # 1
+        with store.opened_model(self._home, self._keystore, request.model) as (opened, verified):  # 1
             require_memory(verified, self._context, self._slots, available_memory())  # 2
             memory = unseal_into_memory(opened.fd, verified, tick)  # 3
         try:
@@ -85,7 +85,7 @@ class Vault:
 
     def _check_path(self, request: ipc.Load) -> None:
         """Refuse to be pointed anywhere else: the name alone says which file."""
-        if request.path and Path(request.path) != models.path_of(self._home, request.model):
+        if request.path and Path(request.path) != store.path_of(self._home, request.model):
             raise UntrustedDataError("the path is not that of the model", check="load-path", hint="this is a bug")
 
     def _refused(self, model: str, error: CasemateError) -> ipc.LoadFailed:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.device import containers, models
+from casemate.device import containers, models, store
 from casemate.device.inspector import Inspection
 from casemate.device.sealed import unseal_into_memory
 from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError, UsageError
@@ -56,7 +56,7 @@ def test_a_model_of_several_chunks_comes_back_whole(bench, tmp_path):
     gguf_files.write_sized(tmp_path / "big.gguf", 3 << 20)
     data = (tmp_path / "big.gguf").read_bytes()
     bench.add(data, "big")
-    with bench.unlock() as keystore, models.opened_model(bench.home, keystore, "big") as (opened, verified):
+    with bench.unlock() as keystore, store.opened_model(bench.home, keystore, "big") as (opened, verified):
         memory = unseal_into_memory(opened.fd, verified, lambda: None)
     assert verified.header.chunks > 2
     assert os.pread(memory, len(data) + 1, 0) == data

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from casemate import keystores
-from casemate.device import containers, models, rotation
+from casemate.device import containers, models, rotation, store
 from casemate.errors import BusyError
 from casemate.formats import container as fmt
 from support import homes, kill
@@ -101,7 +101,7 @@ def test_a_torn_slot_area_is_finished_from_its_record(bench):
     path = homes.container_of(bench)
     with (
         bench.unlock() as keystore,
-        models.opened_model(bench.home, keystore, "tiny") as (opened, verified),
+        store.opened_model(bench.home, keystore, "tiny") as (opened, verified),
         containers.unwrap_for_home(opened.container, keystore) as data_key,
     ):
         slot = containers.home_slot(verified.header, data_key, keystore)

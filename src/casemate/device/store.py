@@ -1,0 +1,76 @@
+"""Where containers lie, and how one is opened and proven: all that the vault needs of the store of models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from casemate.device import containers
+from casemate.device.containers import SUFFIX, OpenContainer
+from casemate.device.home import Home
+from casemate.errors import NotFoundError, OperationError, UntrustedDataError
+from casemate.formats import container as fmt
+from casemate.formats.container import VerifiedContainer
+from casemate.ids import parse_name
+from casemate.keystores import UnlockedKeystore
+
+
+def path_of(home: Home, name: str) -> Path:
+    """Return where the container of *name* lies.
+
+    Raises:
+        UsageError: *name* is not a name.
+
+    """
+    return home.models / (parse_name(name, "model") + SUFFIX)
+
+
+def names(home: Home) -> list[str]:
+    """Return the name of every container, in order.
+
+    Raises:
+        OperationError: the directory cannot be read.
+
+    """
+    try:
+        files = sorted(path.name for path in home.models.iterdir())
+    except OSError as error:
+        raise OperationError(f"cannot read {home.models}: {error.strerror}", hint=containers.OWNER_HINT) from error
+    return [file.removesuffix(SUFFIX) for file in files if file.endswith(SUFFIX) and not file.startswith(".")]
+
+
+def unknown(home: Home, name: str) -> NotFoundError:
+    """Return the error for a name that is not there, with the names that are."""
+    have = ", ".join(names(home)) or "none"
+    return NotFoundError(f"no model {name!r}", hint=f"have: {have}; add one with `casemate model add FILE`")
+
+
+@contextlib.contextmanager
+def opened_model(
+    home: Home, keystore: UnlockedKeystore, name: str, *, locked: bool = False
+) -> Iterator[tuple[OpenContainer, VerifiedContainer]]:
+    """Open the container of *name* and prove its header, slots and labels; chunks prove themselves when they are read.
+
+    *locked*: the caller holds `containers.models_lock` exclusively.
+
+    Raises:
+        NotFoundError: there is none of that name.
+        UntrustedDataError: it was changed, swapped or made for another keystore.
+
+    """
+    try:
+        opened = containers.open_container(path_of(home, name))
+    except NotFoundError:
+        raise unknown(home, name) from None
+    with opened:
+        with containers.unwrap_for_home(opened.container, keystore) as data_key:
+            verified = fmt.verify(opened.container, data_key)
+        if verified.labels.name != name:
+            raise UntrustedDataError(
+                f"the container called {name!r} was added as {verified.labels.name!r}",
+                check="container-name",
+                hint="somebody moved model files: remove it and add the model again",
+            )
+        containers.finish_pending(opened, locked=locked)
+        yield opened, verified
