@@ -15,7 +15,7 @@ VALUES = [
     "4111 1111 1111 1111",
     "GB29 NWBK 6016 1331 9268 19",
     "ghp_" + "x9Yz" * 9,
-    "AKIAIOSFODNN7EXAMPLE",
+    "AKIAQ3EGRZ7TPW5XNV2K",
     "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0B\n" * 9 + "-----END PRIVATE KEY-----",
 ]
 PASSING = weakened(
