@@ -44,11 +44,16 @@ class SignedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SigningTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may sign releases: certificate authorities (PEM) and logs (vkeys). A target of the offline targets role."""
+    """Who may sign releases: certificate authorities (PEM) and logs (vkeys). A target of the offline targets role.
+
+    An import from local media may accept a timestamp and a snapshot that expired up to *offline_days* days ago: a
+    weaker freshness, allowed by the offline keys, and never used over a network.
+    """
 
     schema: int
     authorities: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
     logs: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+    offline_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
 
     def roots(self) -> list[bytes]:
         """Return the authorities' certificates (DER)."""

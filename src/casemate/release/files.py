@@ -34,8 +34,10 @@ def read(path: Path, what: str, limit: int = SMALL) -> bytes:
     return data
 
 
-def replace(path: Path, data: bytes, *, mode: int = PUBLIC) -> None:
+def replace(path: Path, data: bytes, *, mode: int = PUBLIC, durable: bool = True) -> None:
     """Write *data* to *path* so that a reader, or a power cut, sees the old bytes or the new, never a part.
+
+    Many files that count only together are written without *durable*, then made so with one `os.sync`.
 
     Raises:
         OperationError: it cannot be written; the old file is untouched.
@@ -48,10 +50,12 @@ def replace(path: Path, data: bytes, *, mode: int = PUBLIC) -> None:
         with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)
             file.write(data)
-            file.flush()
-            os.fsync(fd)
+            if durable:
+                file.flush()
+                os.fsync(fd)
         temporary.replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OperationError(f"cannot write {path}: {error.strerror}", hint="free space, then try again") from error

@@ -49,7 +49,7 @@ SCHEMA: Final = 1
 _KINDS: Final[dict[str, Any]] = {"root": Root, "snapshot": Snapshot, "timestamp": Timestamp}
 _VERSIONED: Final = re.compile(r"([1-9][0-9]{0,9})\.([a-z]+)\.json\Z")
 
-Edit = Callable[[Targets], None]
+Edit = Callable[[Targets], object]
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -262,6 +262,25 @@ class Repository:
         if sum(1 for item in role.keyids if item in known) < role.threshold:
             raise _too_few("root")
         self._write("root", metadata, signers)
+
+    def edit_delegation(self, role: str, change: Edit) -> None:
+        """Change who signs for the delegated *role*, and sign its metadata again with the keys that count then.
+
+        Raises:
+            NotAuthorisedError: too few keys of targets are here.
+
+        """
+        metadata, own = self.load("targets"), self.load(role)
+        signers = self._signers_of("targets")
+        change(metadata.signed)
+        delegated = metadata.signed.delegations.roles[role]
+        names = [name for name, keyid in self.description.keys.items() if keyid in delegated.keyids]
+        found = [name for name in names if self.keys.has(name)][: delegated.threshold]
+        if len(found) < delegated.threshold:
+            raise _too_few(role)
+        written = {"targets": self._write("targets", metadata, signers)}
+        written[role] = self._write(role, own, [self._signer(name) for name in found])
+        self._write_current(written)
 
     def refresh(self) -> None:
         """Sign snapshot and timestamp again, with the online keys alone."""
