@@ -43,6 +43,8 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise TypeError("must be a whole number")
+        if isinstance(value, str) and not value.strip().isdecimal():
+            raise ValueError("must be a whole number")
         number = int(value)
         if not low <= number <= high:
             raise ValueError(f"must be from {low} to {high}")
@@ -75,7 +77,7 @@ def parse_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the largest port
-        raise ValueError("must be HOST:PORT")
+        raise ValueError("must be HOST:PORT, as in 127.0.0.1:8080")
     return host, int(port)
 
 
@@ -165,4 +167,10 @@ def _check(key: str, value: Any, where: str) -> Any:
     try:
         return row.parse(value)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {key} {error}", hint=row.help) from error
+        raise ConfigError(f"{_place(row, where)} {error}", hint=f"it is: {row.help}") from error
+
+
+def _place(row: Setting, where: str) -> str:
+    """Name the setting as whoever set it wrote it."""
+    typed = {"flag": f"--{row.key}", "environment": row.variable}
+    return typed.get(where, f"{where}: {row.key}")

@@ -100,6 +100,8 @@ def test_as_root_every_process_has_a_uid_of_its_own(device):
 def test_kill_9_of_any_child_is_repaired(device, role):
     before = device.kill(role)
     assert eventually(lambda: device.refresh()["ready"] and device.pid_of(role) not in {0, before}, 60)
+    said = [line for line in device.log.read_text().splitlines() if line.endswith("is started again")]
+    assert any(line.startswith(f"the {role}") for line in said), said
     assert "Japanese" in ask(device).choices[0].message.content
     assert device.json("journal", "verify")["ok"] is True
 

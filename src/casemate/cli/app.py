@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casemate.cli.output import emit, json_option, say, style, table, warn, yes_option
+from casemate.cli.output import confirm, emit, json_option, say, style, table, warn, yes_option
 
 if TYPE_CHECKING:
     from casemate.device.apps import AppRecord, AppStore
@@ -63,10 +63,12 @@ def list_apps(*, as_json: bool) -> None:
 def show(*, name: str, as_json: bool) -> None:
     """Show app NAME and what its policy allows."""
     _, store = _open()
-    described = _describe(store, store.get(name))
+    record = store.get(name)
+    described = _describe(store, record)
     policy = _policy_object(store, name)
     guard = {f"guard.{key}": value for key, value in policy["guard"].items()}
-    rows = {**described, **{key: value for key, value in policy.items() if key != "guard"}, **guard}
+    shown = {**described, "created": _day(record.created), "rotated": _day(record.rotated)}
+    rows = {**shown, **{key: value for key, value in policy.items() if key != "guard"}, **guard}
     lines = [f"{key:22} {_short(value)}".rstrip() for key, value in rows.items()]
     emit({**described, "policy": policy}, as_json=as_json, text="\n".join(lines))
 
@@ -109,7 +111,7 @@ def rm(*, name: str, yes: bool, as_json: bool) -> None:
     home, store = _open()
     store.get(name)
     if not yes:
-        click.confirm(f"remove app {name}? its clients stop working", abort=True, err=True)
+        confirm(f"remove app {name}? its clients stop working")
     store.remove(name)
     emit({"app": name, "removed": True}, as_json=as_json, text=f"removed app {name}")
     _journal(home, event.app_removed(app=name, now=_now()))
@@ -175,17 +177,22 @@ def _policy_object(store: AppStore, name: str) -> dict[str, Any]:
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         value = tuple(f"{entity} = {action}" for entity, action in value.items())
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, tuple):
+        value = ", ".join(map(str, value))
+    text = "-" if value in {None, ""} else str(value)
     return text if len(text) <= 70 else text[:67] + "..."  # noqa: PLR2004 - one line of a terminal
 
 
-def _table(records: list[AppRecord]) -> str:
+def _day(seconds: int) -> str:
     from datetime import UTC, datetime
 
-    def day(seconds: int) -> str:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
+
+def _table(records: list[AppRecord]) -> str:
     if not records:
         return "no apps yet: `casemate app add NAME` makes one"
-    rows = [(record.name, f"cmk_{record.key_id}_...", day(record.created), day(record.rotated)) for record in records]
+    rows = [(record.name, f"cmk_{record.key_id}_...", _day(record.created), _day(record.rotated)) for record in records]
     return table(rows, ("APP", "KEY", "CREATED", "ROTATED"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from casemate.cli.output import emit, emit_line, json_option, progress, say, style, yes_option
+from casemate.cli.output import confirm, emit, emit_line, json_option, progress, say, style, yes_option
 
 if TYPE_CHECKING:
     from casemate.device.home import Home
@@ -173,7 +173,10 @@ def _print(shown: Shown, *, as_json: bool) -> None:
 @click.option("--out", type=click.Path(dir_okay=False, writable=True), help="Write the proof here.")
 @click.option("--entry", type=click.Path(dir_okay=False, writable=True), help="Write the encrypted entry here.")
 def prove(*, as_json: bool, index: int, out: str | None, entry: str | None) -> None:
-    """Write a C2SP tlog-proof that entry INDEX is in the log; anyone can check it offline."""
+    """Write a C2SP proof that entry INDEX is in the log.
+
+    Anyone can check it offline.
+    """
     from casemate.device.journal import prove as make
 
     proof, data = make(_files(None), index)
@@ -194,7 +197,10 @@ def prove(*, as_json: bool, index: int, out: str | None, entry: str | None) -> N
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
 @click.option("--decrypt", is_flag=True, help="JSON lines in the clear instead of the encrypted log.")
 def export(*, as_json: bool, file: str, decrypt: bool) -> None:
-    """Copy the log to FILE: a tar that `verify --log` and any C2SP tool checks, entries still encrypted."""
+    """Copy the log to FILE: a tar, its entries still encrypted.
+
+    Unpacked, `verify --log` and any C2SP tool check it.
+    """
     from casemate.clock import SystemClock
     from casemate.device.record import record
     from casemate.formats import event
@@ -245,20 +251,15 @@ def _replaced(file: str) -> Any:
 @json_option
 @yes_option
 def archive(*, as_json: bool, yes: bool) -> None:
-    """Put the log aside, untouched, and begin a new one that records why.
+    """Put the log aside, untouched, and begin one that records why.
 
     The way on when a log was altered: the device refuses to write behind a history that does not fit.
     """
-    import sys
-
     from casemate.device.journal import archive as set_aside
-    from casemate.errors import UsageError
 
     home = _home()
-    if not yes and not sys.stdin.isatty():
-        raise UsageError("this puts the journal aside and nobody is here to agree", hint="add --yes")
     if not yes:
-        click.confirm("put the journal aside and begin a new one?", abort=True, err=True)
+        confirm("put the journal aside and begin a new one?")
     done = set_aside(home)
     emit(
         {"path": str(done.path), "reason": done.reason, "size": done.size, "origin": done.origin},

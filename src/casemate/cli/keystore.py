@@ -73,9 +73,10 @@ def _status_text(result: dict[str, Any]) -> str:
 def rotate(
     *, to: str | None, new_passphrase_file: Path | None, recovery: bool, recovery_file: Path | None, as_json: bool
 ) -> int:
-    """Make a new key and re-wrap every model with it; the weights are not encrypted again.
+    """Make a new key and re-wrap every model with it.
 
-    A recovery code is replaced too: the new one is printed once. A rotation that was cut short is finished.
+    The weights are not encrypted again. A recovery code is replaced too: the new one is printed once. A rotation that
+    was cut short is finished.
     """
     import os
 
@@ -136,13 +137,12 @@ def _show(code: str, codes: list[str], *, as_json: bool) -> None:
 
 
 def _recovery_code(path: Path | None) -> Secret:
-    import getpass
-
+    from casemate.cli.passphrase import ask_recovery_code
     from casemate.errors import NotAuthorisedError
     from casemate.keystores.recovery import parse_code
 
     if path is None:
-        return parse_code(getpass.getpass("recovery code: "))
+        return parse_code(ask_recovery_code())
     try:
         return parse_code(path.read_text(encoding="ascii", errors="replace"))
     except OSError as error:

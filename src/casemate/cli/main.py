@@ -90,6 +90,9 @@ def run(argv: list[str]) -> int:
         return _fail(error, as_json=as_json)
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as asked:
+        click.echo(asked.format_message(), err=True)
+        return asked.exit_code
     except click.ClickException as error:
         return _usage(error, as_json=as_json)
     except (KeyboardInterrupt, click.Abort):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casemate.cli.output import emit, human_bytes, json_option, progress, say, style, table, yes_option
+from casemate.cli.output import confirm, emit, human_bytes, json_option, progress, say, style, table, yes_option
 
 if TYPE_CHECKING:
     from casemate.crypto.secret import Secret
@@ -61,7 +61,7 @@ def _home() -> Home:
 def add(
     *, file: Path, name: str | None, licence: str, replace: bool, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Check FILE (a GGUF, or an export from another device), encrypt it and store it."""
+    """Check, encrypt and store FILE: a GGUF, or another device's export."""
     from casemate.device import models
 
     home, sources = _open_or_make()
@@ -157,7 +157,7 @@ def show(*, name: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def verify(*, name: str, as_json: bool) -> int:
-    """Prove every byte of NAME: keys, header, labels, each chunk and the whole digest."""
+    """Prove every byte of NAME: keys, header, labels, chunks and digest."""
     from casemate.device import models
     from casemate.errors import UntrustedDataError
 
@@ -179,7 +179,7 @@ def rm(*, name: str, yes: bool, as_json: bool) -> None:
     home = _home()
     models.show_model(home, name)
     if not yes:
-        click.confirm(f"remove {name} for good?", abort=True, err=True)
+        confirm(f"remove {name} for good?")
     models.remove_model(home, name)
     emit({"name": name, "removed": True}, as_json=as_json, text=f"removed {name}")
 

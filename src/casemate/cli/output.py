@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from casemate.errors import CasemateError, UntrustedDataError
+from casemate.errors import CasemateError, UntrustedDataError, UsageError
 
 SCHEMA: Final = 1
 _STYLES: Final = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1"}
@@ -55,6 +55,19 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Tell the person something is weaker than it should be."""
     click.echo(f"{style('warning:', 'warn', stream=sys.stderr)} {message}", err=True)
+
+
+def confirm(question: str) -> None:
+    """Have the person say yes before something is lost.
+
+    Raises:
+        UsageError: nobody can be asked.
+        click.Abort: the answer was no.
+
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"nobody is here to answer: {question}", hint="add --yes")
+    click.confirm(question, abort=True, err=True)
 
 
 def render_error(error: CasemateError, *, as_json: bool) -> None:

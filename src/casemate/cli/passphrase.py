@@ -8,6 +8,7 @@ import os
 from casemate import keystores
 from casemate.cli.output import say
 from casemate.crypto.secret import Secret
+from casemate.errors import NotAuthorisedError
 from casemate.keystores.sources import PASSPHRASE_MINIMUM, Sources
 
 _TRIES = 3
@@ -45,6 +46,20 @@ def _ask_new() -> Secret | None:
             return first
         say("the two differ")
     return None
+
+
+def ask_recovery_code() -> str:
+    """Return the recovery code as the person types it.
+
+    Raises:
+        NotAuthorisedError: nobody can be asked.
+
+    """
+    if not _has_terminal():
+        raise NotAuthorisedError(
+            "nobody is here to type the recovery code", hint="run it on a terminal, or use --recovery-file"
+        )
+    return getpass.getpass("recovery code: ")
 
 
 def _secret(text: str) -> Secret | None:

@@ -29,7 +29,7 @@ def command() -> None:
 )
 @json_option
 def test(*, without: tuple[str, ...], as_json: bool) -> int:
-    """Try every probe outside the sandbox (it must work) and inside (it must not).
+    """Try every probe outside (it must work) and inside (it must not).
 
     Each probe runs three times: as you, and twice in the engine's sandbox, as it is while a model loads and while it
     serves. Nothing is left behind.
@@ -64,7 +64,7 @@ def _journal(report: Report) -> None:
 def render(report: Report) -> str:
     """Return the table and the closing line."""
     lines = table(
-        [_row(verdict) for verdict in report.probes], ("PROBE", "TRIES TO", "STOPPED BY", "OUTSIDE", "INSIDE")
+        [_row(verdict) for verdict in report.probes], ("PROBE", "TRIES TO", "STOPPED BY", "INSIDE", "OUTSIDE")
     )
     legend = "U own uid, B bubblewrap namespaces, L Landlock, S seccomp: each one named is enough by itself"
     return f"{lines}\n\n{style(legend, 'dim')}\n{summary(report)}"
@@ -83,4 +83,4 @@ def summary(report: Report) -> str:
 
 def _row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     outside = f"{verdict.control}: {verdict.why}" if verdict.why else verdict.control
-    return (verdict.id, verdict.tries, verdict.layer, outside, verdict.sandboxed)
+    return (verdict.id, verdict.tries, verdict.layer, verdict.sandboxed, outside)

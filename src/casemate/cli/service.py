@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casemate.cli.output import emit, json_option, progress, say, yes_option
+from casemate.cli.output import confirm, emit, json_option, progress, say, yes_option
 
 if TYPE_CHECKING:
     from casemate.device.home import Home
@@ -21,6 +21,12 @@ root_option = click.option(
     metavar="DIR",
     help="Work on an image's tree instead of this machine (no commands are run).",
 )
+_EXAMPLES = """\b
+Examples:
+  casemate service install --dry-run        read everything first
+  sudo casemate service install             this machine
+  casemate service install --root ./image   an image's tree, to be booted elsewhere
+"""
 
 
 @click.group(invoke_without_command=False)
@@ -28,19 +34,13 @@ def command() -> None:
     """Run as a system service: hardened systemd units, one uid each."""
 
 
-@command.command()
+@command.command(epilog=_EXAMPLES)
 @dry_run_option
 @root_option
 @click.option("--prefix", metavar="PATH", help="Where casemate lies in the image (default /opt/casemate).")
 @json_option
 def install(*, dry_run: bool, root: Path | None, prefix: str | None, as_json: bool) -> None:
-    r"""Write users, directories and units, prepare the home, and start it.
-
-    \b
-    casemate service install --dry-run       # read everything first
-    sudo casemate service install            # this machine
-    casemate service install --root ./image  # an image's tree, to be booted elsewhere
-    """
+    """Write users, directories and units, prepare the home, start it."""
     from casemate import config
     from casemate.device import startup
     from casemate.device.service import install as installer
@@ -115,7 +115,7 @@ def _furnish(home: Home, settings: Any) -> None:
 @yes_option
 @json_option
 def uninstall(*, dry_run: bool, root: Path | None, purge: bool, yes: bool, as_json: bool) -> None:
-    """Stop it and remove what `install` wrote; the home stays unless --purge."""
+    """Remove what `install` wrote; the home stays unless --purge."""
     from casemate.device.service import install as installer
     from casemate.device.service import plan as planner
     from casemate.errors import NotFoundError
@@ -128,7 +128,7 @@ def uninstall(*, dry_run: bool, root: Path | None, purge: bool, yes: bool, as_js
     left: list[str] = []
     if not dry_run:
         if purge and not yes:
-            click.confirm(f"delete {known.home} with its models, keys and journal?", abort=True, err=True)
+            confirm(f"delete {known.home} with its models, keys and journal?")
         if root is None:
             _require_root()
             _run(planner.STOP, quiet=True)

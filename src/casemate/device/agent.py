@@ -65,6 +65,8 @@ class DevicePlan:
     tls: Mapping[str, int]
     notes: Mapping[str, Any]
     announce: Callable[[str], None]
+    report: Callable[[str], None] = lambda _: None
+    """Told of every process that dies, in a line for the person at the terminal, if there is one."""
 
 
 @dataclasses.dataclass
@@ -164,6 +166,10 @@ class Agent:
             self._changed.clear()
         self.plan.announce(self.endpoint)
 
+    def _report_death(self, who: str, died: ChildDied, after: str) -> None:
+        reason = died.error.message if died.error else died.reason
+        self.plan.report(f"{who} stopped ({reason}) and {after}")
+
     # -- the core: journal, vault, gateway -----------------------------------------------------------------------
 
     async def _start_core(self) -> None:
@@ -194,6 +200,7 @@ class Agent:
                     raise died.error or OperationError(
                         f"{role} needs triage: {died.reason}", hint="see `casemate journal show`, then start again"
                     )
+                self._report_death(f"the {role}", died, "is started again")
                 await asyncio.sleep(delay)
                 try:
                     await start()
@@ -322,7 +329,9 @@ class Agent:
                 self.record(event.engine_needs_triage(model=name, attempts=engine.policy.failures, now=now))
                 if len(self.engines) == 1 and died.error:
                     raise died.error  # the only model was refused: there is nothing to serve
+                self._report_death(f"the engine of {name}", died, "stays down: see `casemate status`")
                 return
+            self._report_death(f"the engine of {name}", died, "is started again")
             await asyncio.sleep(delay)
             self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
 

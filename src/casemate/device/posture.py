@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from casemate.device.home import owner_of
 from casemate.device.sandbox import landlock
+from casemate.device.sandbox.plan import find_bwrap
+from casemate.errors import HostError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Facts:
     memlock: int
     swap: bool
     disk_free: int
-    key_left_in_file: bool
+    key_file: str
+    """Where the key of app `default` still lies in plain; empty when it does not."""
     needs_triage: tuple[str, ...]
 
 
@@ -119,9 +122,9 @@ RULES: Final = (
     ),
     _Rule(
         "key-in-file",
-        lambda f: f.key_left_in_file,
-        lambda _: "the key of app 'default' still lies in a file",
-        "store it in your app, then delete run/default-app.key",
+        lambda f: bool(f.key_file),
+        lambda f: f"the key of app 'default' still lies in {f.key_file}",
+        "store it in your app, then delete that file",
     ),
 )
 
@@ -134,20 +137,30 @@ def weaknesses(facts: Facts) -> list[Weakness]:
 def gather(home: Path, status: Mapping[str, Any]) -> Facts:
     """Observe the machine; *status* is the agent's answer, or what is known without one."""
     assurance = status.get("assurance") or {}
+    key_file = home / "run" / "default-app.key"
     triage = tuple(m["name"] for m in status.get("models", []) if m.get("state") == "needs triage")
     return Facts(
         separate_uids=owner_of("engine") is not None,
         assurance=str(assurance.get("level", "L0")),
         assurance_reasons=tuple(assurance.get("reasons", ())),
         recovery=bool(assurance.get("recovery", False)),
-        bubblewrap=shutil.which("bwrap") is not None,
+        bubblewrap=_has_bubblewrap(),
         landlock_abi=landlock.abi(),
         memlock=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         swap=_swap_is_on(),
         disk_free=shutil.disk_usage(home).free if home.exists() else shutil.disk_usage("/").free,
-        key_left_in_file=os.path.exists(home / "run" / "default-app.key"),  # noqa: PTH110 - may be unreadable
+        key_file=str(key_file) if os.path.exists(key_file) else "",  # noqa: PTH110 - may be unreadable
         needs_triage=triage,
     )
+
+
+def _has_bubblewrap() -> bool:
+    """Whether engines would find it; $PATH is not asked, and they do not ask it."""
+    try:
+        find_bwrap()
+    except HostError:
+        return False
+    return True
 
 
 def _swap_is_on() -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import importlib.resources
 import ipaddress
 import os
@@ -88,6 +89,7 @@ def prepare(
             unlock=_opened(held, unlock),
             notes={"version": __version__, "recovery": found.recovery},
             announce=person.announce,
+            report=person.say,
         )
 
 
@@ -126,6 +128,7 @@ def resolve_models(
 
     Raises:
         NotFoundError: a model that is neither a file nor in the home.
+        BusyError: a file is not the model that the home has under its name.
         UntrustedDataError: a file is not a model.
 
     """
@@ -133,6 +136,8 @@ def resolve_models(
     files = {models.name_for(Path(text)): Path(text) for text in wanted if Path(text).is_file()}
     names = [models.name_for(Path(text)) if Path(text).is_file() else text for text in wanted]
     adding = {name: path for name, path in files.items() if name not in held}
+    for name in files.keys() & held.keys():
+        _require_same(files[name], held[name])
     with contextlib.ExitStack() as packaged:
         if not names and not recorded and not held:
             adding[DEMO_MODEL] = packaged.enter_context(importlib.resources.as_file(_demo_file()))
@@ -150,6 +155,17 @@ def resolve_models(
     return tuple(served + [ServedModel(name, "", chunks) for name, chunks in recorded.items()])
 
 
+def _require_same(path: Path, known: models.ModelInfo) -> None:
+    """Refuse a file that changed since it was added: what is served is what was named, never an older copy of it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if f"sha256:{digest}" != known.digest:
+        raise BusyError(
+            f"{path} is not the model that is here as {known.name!r}",
+            hint=f"add it: `casemate model add {path} --replace`, or with another --name",
+        )
+
+
 def _demo_file() -> Traversable:
     return importlib.resources.files("casemate.data") / "saffron" / "saffron-q8_0.gguf"
 
@@ -158,9 +174,7 @@ def _add(home: Home, adding: Mapping[str, Path], sources: keystores.Sources, per
     """Make the keystore if there is none, and encrypt every file of *adding*."""
     if not keystores.exists(home.keystore):
         with keystores.create(home, sources) as keystore:
-            person.say(
-                f"made a keystore, opened by its {keystore.opened_by} (`casemate keystore add-recovery`: a way back)"
-            )
+            person.say(f"{keystore.story}; `casemate keystore add-recovery` makes a way back")
     for name, path in adding.items():
         licence = "Apache-2.0" if name == DEMO_MODEL else ""
         models.add_model(home, sources, path, name=name, licence=licence, progress=person.progress)
@@ -249,7 +263,10 @@ def _bind(address: str) -> socket.socket:
     except OSError as error:
         sock.close()
         kind = BusyError if error.errno == 98 else OperationError  # noqa: PLR2004 - EADDRINUSE
-        raise kind(f"cannot listen on {address}: {error.strerror}", hint="choose another with --listen") from error
+        raise kind(
+            f"cannot listen on {address}: {(error.strerror or str(error)).lower()}",
+            hint="choose another: `casemate up --listen 127.0.0.1:0` picks a free one (or CASEMATE_LISTEN=...)",
+        ) from error
     return sock
 
 

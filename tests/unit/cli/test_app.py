@@ -84,6 +84,9 @@ def test_mistakes_have_their_exit_codes(home, capsys):
 
 def test_removing_asks_first(home, capsys, monkeypatch):
     call(capsys, "add", "kitchen")
+    code, _, err = call(capsys, "rm", "kitchen")
+    assert (code, "add --yes" in err) == (2, True)  # nobody is here to answer
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("click.confirm", lambda *rest, **more: (_ for _ in ()).throw(KeyboardInterrupt))
     assert call(capsys, "rm", "kitchen")[0] == 130
     assert [app["app"] for app in as_json(capsys, "list")[1]["apps"]] == ["kitchen"]

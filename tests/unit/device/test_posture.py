@@ -19,7 +19,7 @@ GOOD = Facts(
     memlock=-1,
     swap=False,
     disk_free=10 << 30,
-    key_left_in_file=False,
+    key_file="",
     needs_triage=(),
 )
 FLAWS = {
@@ -33,7 +33,7 @@ FLAWS = {
     "memlock": {"memlock": 65536},
     "swap": {"swap": True},
     "disk": {"disk_free": 1 << 20},
-    "key-in-file": {"key_left_in_file": True},
+    "key-in-file": {"key_file": "/home/run/default-app.key"},
 }
 
 
@@ -71,11 +71,16 @@ def test_swap_that_cannot_be_ruled_out_is_reported(tmp_path, monkeypatch, swaps,
     assert posture._swap_is_on() is on
 
 
+def test_bubblewrap_is_looked_for_where_engines_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert posture.gather(tmp_path, {}).bubblewrap is True
+
+
 def test_what_is_not_known_counts_as_weak(tmp_path):
     facts = posture.gather(tmp_path, {})
     assert facts.assurance == "L0"
     assert facts.recovery is False
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "default-app.key").write_text("cmk_x")
-    assert posture.gather(tmp_path, {}).key_left_in_file
+    assert posture.gather(tmp_path, {}).key_file == str(tmp_path / "run" / "default-app.key")
     assert posture.gather(tmp_path, {"models": [{"name": "m", "state": "needs triage"}]}).needs_triage == ("m",)
