@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from casemate.crypto.secret import Secret
 from casemate.formats import manifest as fmt
 from casemate.formats import payload as sealing
-from casemate.formats.manifest import Base, ChunkRef, File, Manifest, Payload, Plan, Requires, SealedPart, Step
+from casemate.formats.manifest import Base, ChunkRef, File, Kind, Manifest, Payload, Plan, Requires, SealedPart, Step
 
 KEY = bytes(range(32))
 
@@ -52,20 +52,21 @@ def release(
     base_release: str = "b" * 32,
     path: str = "model.gguf",
     claimed_digest: str = "",
+    kind: Kind = "model",
 ) -> Made:
-    """Make a one-file model release with a full payload and, with *delta*, one against *base*."""
+    """Make a one-file release with a full payload and, with *delta*, one against *base*."""
     chunks: dict[str, bytes] = {}
     with Secret(KEY) as key:
         file = File(path, len(plain), claimed_digest or digest(plain))
-        name = sealing.release_id(key, kind="model", name="demo", version=version, files=[(path, file.sha256)])
+        name = sealing.release_id(key, kind=kind, name="demo", version=version, files=[(path, file.sha256)])
         payloads = [seal_stream(key, name, "full", "", plain, chunks=chunks)]
         plans = [Plan(payloads[0].id, (Step(path, "raw", len(plain)),))]
         if delta is not None:
             payloads.append(seal_stream(key, name, "delta", base_release, delta, chunks=chunks))
             step = Step(path, "delta", len(delta), Base(path, len(base), digest(base)))
             plans.append(Plan(payloads[1].id, (step,)))
-        part = SealedPart(1, name, "model", "demo", version, security_version, (file,), tuple(plans), licence="MIT")
+        part = SealedPart(1, name, kind, "demo", version, security_version, (file,), tuple(plans), licence="MIT")
         ref, sealed = fmt.seal_part(part, key)
     chunks[ref.sha256] = sealed
-    manifest = Manifest(1, name, "model", "demo", version, security_version, Requires(), ref, tuple(payloads))
+    manifest = Manifest(1, name, kind, "demo", version, security_version, Requires(), ref, tuple(payloads))
     return Made(manifest, part, sealed, chunks)

@@ -202,7 +202,7 @@ def add_model(
         unlock = functools.cache(lambda: held.enter_context(keystores.unlock(home, sources)))
         try:
             source = held.enter_context(_plaintext(_open_source(path, held), path, passphrase, unlock))
-            _require_space(home.models, source.size)
+            store.require_space(home.models, source.size)
             info = _encrypt(unlock(), source, _Target(target, name, licence, replace), progress)
         except UntrustedDataError as error:
             _record_refusal(home, name, error)
@@ -290,16 +290,6 @@ def _head_in_memory(opened: OpenContainer, verified: VerifiedContainer) -> int:
         if span.plain_offset + span.plain_size >= HEADER_LIMIT:
             break
     return memory
-
-
-def _require_space(directory: Path, size: int) -> None:
-    room = os.statvfs(directory)
-    free = room.f_bavail * room.f_frsize
-    if size + fmt.HEAD_BYTES + (1 << 20) > free:
-        raise OperationError(
-            f"the model needs {size >> 20} MiB in {directory} and {free >> 20} MiB are free",
-            hint="free space, or set CASEMATE_HOME to a larger disk; nothing was changed",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

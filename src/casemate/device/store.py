@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,19 @@ def opened_model(
             )
         containers.finish_pending(opened, locked=locked)
         yield opened, verified
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Check that a container of *size* plain bytes fits.
+
+    Raises:
+        OperationError: it does not.
+
+    """
+    room = os.statvfs(directory)
+    free = room.f_bavail * room.f_frsize
+    if size + fmt.HEAD_BYTES + (1 << 20) > free:
+        raise OperationError(
+            f"the model needs {size >> 20} MiB in {directory} and {free >> 20} MiB are free",
+            hint="free space, or set CASEMATE_HOME to a larger disk; nothing was changed",
+        )

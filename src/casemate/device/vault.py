@@ -21,6 +21,7 @@ from casemate.device import store
 from casemate.device.channel import Channel, ChannelClosed, JournalClient
 from casemate.device.home import Home
 from casemate.device.process import Child, boot
+from casemate.device.releases import Releases
 from casemate.device.sealed import available_memory, require_memory, unseal_into_memory
 from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import event, ipc
@@ -47,6 +48,10 @@ class Vault:
         self._clock = clock
         self._context = int(settings.get("context", 0))
         self._slots = int(settings.get("slots", 1))
+        self._releases = Releases(home, keystore, self._record, clock)
+
+    def _record(self, *events: event.Event) -> None:
+        self._journal(*events)
 
     def journal_again(self, journal: Callable[..., Any]) -> None:
         """Record through a new link: the journal process was restarted."""
@@ -61,6 +66,10 @@ class Vault:
             return self._refused(request.model, error)
         seconds = self._clock.monotonic() - started
         return ipc.Loaded(request.model, digest, size, round(seconds, 3), version)
+
+    def release(self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None]) -> ipc.FromVault:
+        """Carry out what an update asks for; *fds* stay open."""
+        return self._releases.answer(request, fds, tick)
 
     def _hand_over(self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None]) -> tuple[str, int, int]:
         """Do it in this order: 1 prove, 2 room, 3 decrypt, 4 journal, 5 send."""
@@ -96,15 +105,15 @@ class Vault:
 
 
 def serve(child: Child, vault: Vault) -> None:
-    """Answer the agent, one load at a time, until it closes the link. Pings are answered between chunks too."""
-    waiting: collections.deque[tuple[ipc.Load, int]] = collections.deque()
+    """Answer the agent, one request at a time, until it closes the link. Pings are answered between chunks too."""
+    waiting: collections.deque[tuple[ipc.Load | ipc.ToVault, list[int]]] = collections.deque()
 
     def receive() -> None:
         message, fds = child.control.recv()
         if isinstance(message, ipc.Ping):
             child.control.send(ipc.Pong(message.n))
-        elif isinstance(message, ipc.Load):
-            waiting.append((message, fds[0]))
+        elif isinstance(message, ipc.Load | ipc.ToVault):
+            waiting.append((message, fds))
         elif isinstance(message, ipc.Attach):
             vault.journal_again(JournalClient(socket.socket(fileno=fds[0])).append)
 
@@ -116,9 +125,22 @@ def serve(child: Child, vault: Vault) -> None:
         if not waiting:
             receive()
             continue
-        request, fd = waiting.popleft()
-        with socket.socket(fileno=fd) as supply:
-            child.control.send(vault.load(request, supply, tick))
+        request, fds = waiting.popleft()
+        child.control.send(_answer(vault, request, fds, tick))
+
+
+def _answer(
+    vault: Vault, request: ipc.Load | ipc.ToVault, fds: list[int], tick: Callable[[], None]
+) -> ipc.Loaded | ipc.LoadFailed | ipc.FromVault:
+    """Carry out one request; its descriptors are closed."""
+    if isinstance(request, ipc.Load):
+        with socket.socket(fileno=fds[0]) as supply:
+            return vault.load(request, supply, tick)
+    try:
+        return vault.release(request, fds, tick)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def main() -> None:

@@ -103,6 +103,78 @@ class LoadFailed(Message, frozen=True, tag="load_failed"):
     check: str = ""
 
 
+# --- update -> agent -> vault: what needs the content key of a release ------------------------------------------------
+
+
+class OpenRelease(Message, tag="open_release"):
+    """Open the sealed part of a release. *manifest* is its public part, verified by whoever asks."""
+
+    id: int
+    manifest: bytes
+    grant: bytes
+    sealed: bytes
+
+
+class OpenPayload(Message, tag="open_payload"):
+    """Decrypt the *payload* (its id) from the first descriptor that came along to the second. Never for a model."""
+
+    id: int
+    manifest: bytes
+    grant: bytes
+    payload: str
+
+
+class Transcode(Message, tag="transcode"):
+    """Make the container *model* of the sealed *payload* in the descriptor that came along and the container *base*.
+
+    *path* names the file of the release; *base* is empty for a full payload.
+    """
+
+    id: int
+    manifest: bytes
+    grant: bytes
+    sealed: bytes
+    payload: str
+    path: str
+    model: str
+    base: str = ""
+
+
+class ReleaseOpened(Message, tag="release_opened"):
+    """Vault: *part* is the JSON of `formats.manifest.SealedPart`."""
+
+    id: int
+    part: bytes
+
+
+class PayloadOpened(Message, tag="payload_opened"):
+    """Vault: *bytes* of plaintext were written."""
+
+    id: int
+    bytes: int
+
+
+class Transcoded(Message, tag="transcoded"):
+    """Vault: the container is whole, proven and durable."""
+
+    id: int
+    model: str
+    digest: str
+    bytes: int
+    seconds: float
+
+
+class ReleaseRefused(Message, tag="release_refused"):
+    """Vault: request *id* was refused or failed; nothing was left behind."""
+
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+    exit_code: int = 10
+    check: str = ""
+
+
 # --- vault -> engine: one frame with one descriptor -------------------------------------------------------------------
 
 
@@ -288,11 +360,15 @@ def descriptors(message: Message) -> int:
         return len(message.fds)
     if isinstance(message, Spawn):
         return message.links
-    return 1 if isinstance(message, Load | Weights | EngineUp | Attach) else 0
+    if isinstance(message, OpenPayload):
+        return 2
+    return 1 if isinstance(message, Load | Weights | EngineUp | Attach | Transcode) else 0
 
 
-AgentToChild = Start | Ping | Load | EngineUp | EngineDown | Attach
-ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck
+ToVault = OpenRelease | OpenPayload | Transcode
+FromVault = ReleaseOpened | PayloadOpened | Transcoded | ReleaseRefused
+AgentToChild = Start | Ping | Load | EngineUp | EngineDown | Attach | ToVault
+ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | FromVault
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights

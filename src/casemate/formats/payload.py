@@ -56,7 +56,7 @@ class PayloadCipher:
         self._stream.seal_into(index, memoryview(plain), memoryview(out), last=last)
         return bytes(out)
 
-    def open(self, index: int, sealed: bytes | memoryview, *, last: bool) -> bytearray:
+    def open(self, index: int, sealed: bytes | bytearray | memoryview, *, last: bool) -> bytearray:
         """Open chunk *index*.
 
         Raises:

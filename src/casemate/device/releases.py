@@ -1,0 +1,121 @@
+"""What the vault does for an update: everything that needs a release's content key, which never leaves it.
+
+The key comes out of a grant with the home's owner key and is wiped when the request is done. A grant proves nothing
+about who made it: whether a release is genuine was decided by whoever asks, from signed metadata. What is done here
+cannot overwrite a model that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from casemate.clock import Clock
+from casemate.crypto.secret import Secret
+from casemate.device import store
+from casemate.device.home import Home
+from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
+from casemate.formats import event, grant, ipc
+from casemate.formats import manifest as fmt
+from casemate.formats.manifest import Manifest
+from casemate.formats.payload import PayloadCipher
+from casemate.keystores import UnlockedKeystore
+
+
+class Releases:
+    """Answers requests about releases."""
+
+    def __init__(self, home: Home, keystore: UnlockedKeystore, journal: Callable[..., Any], clock: Clock) -> None:
+        """Work in *home*; *journal* makes events durable before it returns."""
+        self._home = home
+        self._keystore = keystore
+        self._journal = journal
+        self._clock = clock
+
+    def answer(self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None]) -> ipc.FromVault:
+        """Carry out one request."""
+        try:
+            manifest = fmt.parse(request.manifest).claimed
+            with self._content_key(manifest, request.grant) as key:
+                if isinstance(request, ipc.OpenRelease):
+                    part = fmt.open_sealed(manifest, request.sealed, key)
+                    return ipc.ReleaseOpened(request.id, msgspec.json.encode(part))
+                if isinstance(request, ipc.OpenPayload):
+                    return self._open_payload(request, manifest, key, fds, tick)
+                return self._transcode(request, manifest, key, fds[0], tick)
+        except CasemateError as error:
+            return self._refused(request, error)
+
+    def _content_key(self, manifest: Manifest, raw: bytes) -> Secret:
+        with self._keystore.owner_private() as private:
+            return grant.open_grant(raw, manifest.release, private, self._keystore.owner_public)
+
+    def _open_payload(
+        self, request: ipc.OpenPayload, manifest: Manifest, key: Secret, fds: list[int], tick: Callable[[], None]
+    ) -> ipc.PayloadOpened:
+        from casemate.device.transcode import open_stream  # noqa: PLC0415 - costs memory that a load needs
+
+        if manifest.kind == "model":
+            raise PolicyDeniedError("a model is never decrypted to a file", hint="ask for a container")
+        payload = manifest.payload(request.payload)
+        source, target = fds
+        try:
+            for piece in open_stream(source, payload, PayloadCipher(key, manifest.release, payload.id), tick):
+                _write(target, piece)
+        except OSError as error:
+            raise OperationError(f"cannot write the payload: {error.strerror}", hint="free space") from error
+        return ipc.PayloadOpened(request.id, payload.bytes)
+
+    def _transcode(
+        self, request: ipc.Transcode, manifest: Manifest, key: Secret, fd: int, tick: Callable[[], None]
+    ) -> ipc.Transcoded:
+        from casemate.device import transcode  # noqa: PLC0415 - costs memory that a load needs
+
+        started, now = self._clock.monotonic(), self._clock.wall()
+        payload = manifest.payload(request.payload)
+        job = _job(request, manifest, fmt.open_sealed(manifest, request.sealed, key), int(now))
+        cipher = PayloadCipher(key, manifest.release, payload.id)
+        stream = transcode.open_stream(fd, payload, cipher, tick)
+        made = transcode.transcode(self._home, self._keystore, job, stream)
+        if not made.existed:
+            self._record(request.model, made.digest, made.bytes, job.licence)
+        seconds = round(self._clock.monotonic() - started, 3)
+        return ipc.Transcoded(request.id, request.model, made.digest, made.bytes, seconds)
+
+    def _record(self, model: str, digest: str, size: int, licence: str) -> None:
+        try:
+            self._journal(
+                event.model_added(model=model, digest=digest, size=size, licence=licence, now=self._clock.wall())
+            )
+        except BaseException:
+            store.path_of(self._home, model).unlink(missing_ok=True)  # what the journal does not know is not there
+            raise
+
+    def _refused(self, request: ipc.ToVault, error: CasemateError) -> ipc.ReleaseRefused:
+        check = error.check if isinstance(error, UntrustedDataError) else ""
+        if check and isinstance(request, ipc.Transcode):
+            now = self._clock.wall()
+            self._journal(event.model_refused(model=request.model, check=check, reason=error.message, now=now))
+        return ipc.ReleaseRefused(request.id, error.code, error.message, error.hint, error.exit_code, check)
+
+
+def _job(request: ipc.Transcode, manifest: Manifest, part: fmt.SealedPart, now: int) -> Any:
+    from casemate.device.transcode import Job  # noqa: PLC0415 - costs memory that a load needs
+
+    if manifest.kind != "model":
+        raise UntrustedDataError("only a model becomes a container", check="release-kind", hint="this is a bug")
+    skip = 0
+    for step, file in zip(part.plan(request.payload).steps, part.files, strict=True):
+        if step.path == request.path:
+            return Job(request.model, request.base, file, step, skip, part.licence, manifest.security_version, now)
+        skip += step.bytes
+    raise UntrustedDataError("the release has no such file", check="release-file", hint="this is a bug")
+
+
+def _write(fd: int, data: bytearray) -> None:
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[os.write(fd, view) :]
