@@ -106,7 +106,7 @@ class LoadFailed(Message, frozen=True, tag="load_failed"):
 # --- update -> agent -> vault: what needs the content key of a release ------------------------------------------------
 
 
-class OpenRelease(Message, tag="open_release"):
+class OpenRelease(Message, frozen=True, tag="open_release"):
     """Open the sealed part of a release. *manifest* is its public part, verified by whoever asks."""
 
     id: int
@@ -115,7 +115,7 @@ class OpenRelease(Message, tag="open_release"):
     sealed: bytes
 
 
-class OpenPayload(Message, tag="open_payload"):
+class OpenPayload(Message, frozen=True, tag="open_payload"):
     """Decrypt the *payload* (its id) from the first descriptor that came along to the second. Never for a model."""
 
     id: int
@@ -124,7 +124,7 @@ class OpenPayload(Message, tag="open_payload"):
     payload: str
 
 
-class Transcode(Message, tag="transcode"):
+class Transcode(Message, frozen=True, tag="transcode"):
     """Make the container *model* of the sealed *payload* in the descriptor that came along and the container *base*.
 
     *path* names the file of the release; *base* is empty for a full payload.
@@ -140,21 +140,21 @@ class Transcode(Message, tag="transcode"):
     base: str = ""
 
 
-class ReleaseOpened(Message, tag="release_opened"):
+class ReleaseOpened(Message, frozen=True, tag="release_opened"):
     """Vault: *part* is the JSON of `formats.manifest.SealedPart`."""
 
     id: int
     part: bytes
 
 
-class PayloadOpened(Message, tag="payload_opened"):
+class PayloadOpened(Message, frozen=True, tag="payload_opened"):
     """Vault: *bytes* of plaintext were written."""
 
     id: int
     bytes: int
 
 
-class Transcoded(Message, tag="transcoded"):
+class Transcoded(Message, frozen=True, tag="transcoded"):
     """Vault: the container is whole, proven and durable."""
 
     id: int
@@ -164,7 +164,7 @@ class Transcoded(Message, tag="transcoded"):
     seconds: float
 
 
-class ReleaseRefused(Message, tag="release_refused"):
+class ReleaseRefused(Message, frozen=True, tag="release_refused"):
     """Vault: request *id* was refused or failed; nothing was left behind."""
 
     id: int
