@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.device.home import owner_of
+from casemate import keystores
+from casemate.device.home import Home, owner_of
 from casemate.device.sandbox import landlock
 from casemate.device.sandbox.plan import find_bwrap
-from casemate.errors import HostError
+from casemate.errors import CasemateError, HostError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +137,14 @@ def weaknesses(facts: Facts) -> list[Weakness]:
 
 def gather(home: Path, status: Mapping[str, Any]) -> Facts:
     """Observe the machine; *status* is the agent's answer, or what is known without one."""
-    assurance = status.get("assurance") or {}
+    level, reasons, recovery = _keystore(home, status.get("assurance") or {})
     key_file = home / "run" / "default-app.key"
     triage = tuple(m["name"] for m in status.get("models", []) if m.get("state") == "needs triage")
     return Facts(
         separate_uids=owner_of("engine") is not None,
-        assurance=str(assurance.get("level", "L0")),
-        assurance_reasons=tuple(assurance.get("reasons", ())),
-        recovery=bool(assurance.get("recovery", False)),
+        assurance=level,
+        assurance_reasons=reasons,
+        recovery=recovery,
         bubblewrap=_has_bubblewrap(),
         landlock_abi=landlock.abi(),
         memlock=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
@@ -152,6 +153,20 @@ def gather(home: Path, status: Mapping[str, Any]) -> Facts:
         key_file=str(key_file) if os.path.exists(key_file) else "",  # noqa: PTH110 - may be unreadable
         needs_triage=triage,
     )
+
+
+def _keystore(home: Path, told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bool]:
+    """Return level, reasons and whether there is a recovery code.
+
+    A running device *told* the level it found when it started. Its keystore's file, where it may be read, says whether
+    there is a recovery code now, and everything when no device runs.
+    """
+    level, reasons = str(told.get("level", "L0")), tuple(told.get("reasons", ()))
+    try:
+        found = keystores.describe(Home(home))
+    except (CasemateError, OSError):
+        return level, reasons, bool(told.get("recovery", False))
+    return (level, reasons, found.recovery) if told else (found.level, found.reasons, found.recovery)
 
 
 def _has_bubblewrap() -> bool:

@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
+from casemate import keystores
 from casemate.device import posture
+from casemate.device.home import Home
 from casemate.device.posture import Facts, weaknesses
 
 GOOD = Facts(
@@ -69,6 +71,21 @@ def test_swap_that_cannot_be_ruled_out_is_reported(tmp_path, monkeypatch, swaps,
         table.write_text(swaps)
     monkeypatch.setattr(posture, "Path", lambda _: table)
     assert posture._swap_is_on() is on
+
+
+def test_the_keystore_itself_says_whether_there_is_a_way_back(home_path, monkeypatch):
+    home = Home(home_path).create()
+    (home_path.parent / "words").write_text("correct horse battery")
+    monkeypatch.setenv("CASEMATE_PASSPHRASE_FILE", str(home_path.parent / "words"))
+    sources = keystores.from_environment(home)
+    running = {"assurance": {"level": "L1", "reasons": ["typed"], "recovery": False}}
+    with keystores.create(home, sources) as keystore:
+        assert posture.gather(home_path, running).recovery is False
+        keystores.add_recovery(keystore, lambda _code: None)
+    facts = posture.gather(home_path, running)
+    assert (facts.assurance, facts.assurance_reasons, facts.recovery) == ("L1", ("typed",), True)
+    stopped = posture.gather(home_path, {})
+    assert (stopped.assurance, stopped.recovery) == (keystores.describe(home, sources).level, True)
 
 
 def test_bubblewrap_is_looked_for_where_engines_look(tmp_path, monkeypatch):
