@@ -7,6 +7,7 @@ The control reads the same bytes the way a trusting program would, and is hurt b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ import pytest
 
 from casemate.device import channel
 from casemate.device.channel import AsyncChannel, Channel
+from casemate.device.gateway import engines
 from casemate.device.gateway.engines import EngineLink
 from casemate.device.gateway.refusals import ApiError
 from casemate.errors import UntrustedDataError
@@ -147,6 +149,38 @@ def test_the_gateway_refuses_the_request_and_reports_the_engine(name):
 
 def test_control_the_gateway_takes_an_honest_answer():
     assert gateway_meets(framed(b'{"t":"done","id":1}')) == ("Done", [], True)
+
+
+def answer_without_end(*, limit: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """Have an engine write 8 MiB for a client that reads nothing: (characters that wait, engines reported)."""
+    monkeypatch.setattr(engines, "MOST_WAITING", limit)
+
+    async def scenario() -> tuple[int, list[str]]:
+        ours, theirs = channel.pair()
+        stuck: list[str] = []
+        link = EngineLink(ipc.EngineUp(model="m", digest="d", slots=1, context=512), ours, 2, stuck.append)
+        call = await link.start("chat", {}, seconds=60)
+        liar = AsyncChannel(theirs, ipc.ToEngine)
+        with contextlib.suppress(channel.ChannelClosed):
+            for _ in range(128):
+                await liar.send(ipc.Chunk(id=call.number, text="x" * 65536))
+        await asyncio.sleep(0.1)
+        waiting = sum(len(event.text) for event in call._events if isinstance(event, ipc.Chunk))
+        link.close(lambda: ApiError(503, "engine_unavailable", "gone"))
+        liar.close()
+        return waiting, stuck
+
+    return asyncio.run(scenario())
+
+
+def test_an_answer_without_end_does_not_fill_the_gateways_memory(monkeypatch):
+    waiting, stuck = answer_without_end(limit=1 << 20, monkeypatch=monkeypatch)
+    assert waiting <= 1 << 20
+    assert stuck == ["m"]
+
+
+def test_control_without_the_limit_everything_waits_in_the_gateway(monkeypatch):
+    assert answer_without_end(limit=1 << 40, monkeypatch=monkeypatch) == (128 * 65536, [])
 
 
 def test_events_for_requests_nobody_made_are_dropped():

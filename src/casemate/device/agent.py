@@ -263,8 +263,9 @@ class Agent:
         self.journal = AsyncJournalClient(links.pop("agent")[0])
         for role, (ours, _) in links.items():
             self._journal_links[role] = ours
-            if role in self.children:  # the journal came back: its clients get new links
-                self.children[role].link.post(ipc.Attach(role="journal"), [ours.fileno()])
+            if role in self.children:  # the journal came back: its clients get new links, one that died its next
+                with contextlib.suppress(ChannelClosed, OperationError):
+                    self.children[role].link.post(ipc.Attach(role="journal"), [ours.fileno()])
 
     async def _journal_link(self, role: str) -> socket.socket:
         """Return the client end for *role*: made with the journal, or attached later when *role* was restarted."""
@@ -300,6 +301,8 @@ class Agent:
         for engine in self.engines.values():  # a restarted gateway needs new links: engines serve one gateway each
             if engine.child and gateway:
                 engine.child.kill()
+            elif engine.policy.state is State.NEEDS_TRIAGE:
+                self._tell_down(engine, None)
 
     # -- engines -------------------------------------------------------------------------------------------------
 
@@ -316,13 +319,7 @@ class Agent:
                 died = failed
             engine.child = None
             delay = engine.policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
-            self._tell_gateway(
-                ipc.EngineDown(
-                    model=engine.model.name,
-                    reason=engine.policy.state.value,
-                    retry_after=None if delay is None else max(1, round(delay)),
-                )
-            )
+            self._tell_down(engine, delay)
             name, now = engine.model.name, self.clock.wall()
             self.record(event.engine_crashed(model=name, cause=died.reason, now=now))
             if delay is None:
@@ -426,6 +423,12 @@ class Agent:
             passing = reply.code == OperationError.code  # no memory, the engine went away: may be better next time
             raise ChildDied(f"model refused: {reply.message}", transient=passing, error=rebuild(reply))
         engine.digest, engine.bytes = reply.digest, reply.bytes
+
+    def _tell_down(self, engine: Engine, delay: float | None) -> None:
+        """Tell the gateway that *engine* is down, for *delay* seconds or (None) until somebody looks."""
+        again = None if delay is None else max(1, round(delay))
+        reason = engine.policy.state.value
+        self._tell_gateway(ipc.EngineDown(model=engine.model.name, reason=reason, retry_after=again))
 
     def _tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
         with contextlib.suppress(KeyError, ChannelClosed):

@@ -238,7 +238,7 @@ async def start_child(
     *fds* travel with `Start` under their names; *inherited* are passed at launch, for a child that cannot receive.
 
     Raises:
-        ChildDied: it did not say hello.
+        ChildDied: it did not say hello, or went away; it is ended.
         HostError: the program cannot be started.
 
     """
@@ -247,11 +247,15 @@ async def start_child(
     except OSError as error:
         raise HostError(f"cannot start {role}: {error}", hint="run `casemate doctor`") from error
     child = ChildProcess(role, process, AsyncChannel(link, ipc.ChildToAgent))
-    hello, _ = await child.recv(HELLO_TIMEOUT)
-    if not isinstance(hello, ipc.Hello) or hello.role != role:
+    try:
+        hello, _ = await child.recv(HELLO_TIMEOUT)
+        if not isinstance(hello, ipc.Hello) or hello.role != role:
+            raise ChildDied(f"{role} did not introduce itself")  # noqa: TRY301 - one place ends a child that failed
+        await child.link.send(ipc.Start(home=home, fds=tuple(fds), settings=dict(settings)), list(fds.values()))
+    except (ChildDied, ChannelClosed) as error:
         child.kill()
-        raise ChildDied(f"{role} did not introduce itself")
-    await child.link.send(ipc.Start(home=home, fds=tuple(fds), settings=dict(settings)), list(fds.values()))
+        child.link.close()
+        raise error if isinstance(error, ChildDied) else ChildDied(f"{role} went away as it started") from error
     return child
 
 

@@ -137,5 +137,5 @@ def harden() -> None:
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1 and os.environ.get("CASEMATE_PARENT", "") not in {"", "1"}:
-        os._exit(1)  # the agent died before the signal was armed
+    if os.environ.get("CASEMATE_PARENT", "") not in {"", str(os.getppid())}:
+        os._exit(1)  # the parent died before the signal was armed, and we fell to somebody else

@@ -3,7 +3,8 @@
 The agent reads what every process says, a taken-over engine included, so it must not be root. Root forks: the child
 becomes the agent, with a uid of its own; the parent stays root and understands two requests, `Spawn` a role of a fixed
 list and `Kill` a process it started. It decides who each process becomes and what unlocks the vault; the agent can
-choose neither. When one of the two dies the other ends, and with them every process of the device.
+choose neither. When one of the two dies the other ends, and with them every process of the device. What a process
+forked falls to root when that process dies, and is ended too: nobody stays behind under a uid of the device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from casemate.device import channel
@@ -24,14 +26,15 @@ from casemate.device.channel import AsyncChannel, Channel, ChannelClosed
 from casemate.device.children import Launcher, Process, exit_reason, start_python
 from casemate.device.home import Owner, owner_of
 from casemate.device.launch import Launchers, start_engine
-from casemate.device.process import drop_privileges
+from casemate.device.process import drop_privileges, harden
 from casemate.errors import HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
 CORE_ROLES: Final = frozenset({"journal", "vault", "gateway"})
 _LINKS: Final = {"engine": 3}
 _STOP_WITHIN: Final = 8.0
-_PR_SET_PDEATHSIG: Final = 1
+_MOST_PROCESSES: Final = 64
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -62,7 +65,7 @@ def serve_as(agent: Owner, unlock: Mapping[str, int], work: Callable[[Launchers]
 def _be_agent(owner: Owner, parent: int, link: socket.socket, work: Callable[[Launchers], int]) -> int:
     try:
         drop_privileges(owner)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        harden()
         if os.getppid() != parent:
             return 1
         return work(SpawnerLaunchers(link))
@@ -79,8 +82,10 @@ class _Spawner:
         self._unlock = unlock
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._events = selectors.DefaultSelector()
+        self._reaps = False
 
     def run(self) -> int:
+        self._reaps = _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._pass_on)
         self._events.register(self._channel, selectors.EVENT_READ, self._on_request)
@@ -140,6 +145,8 @@ class _Spawner:
     def _start(self, request: ipc.Spawn, links: Sequence[int]) -> subprocess.Popen[bytes]:
         if len(links) != _LINKS.get(request.role, 1):
             raise HostError(f"{request.role} does not take {len(links)} links")
+        if len(self._processes) >= _MOST_PROCESSES:
+            raise HostError(f"{_MOST_PROCESSES} processes run already")
         if request.role == "engine":
             return start_engine(links, replay=request.replay)
         if request.role not in CORE_ROLES:
@@ -155,6 +162,7 @@ class _Spawner:
         os.close(handle)
         reason = exit_reason(process.wait())
         del self._processes[process.pid]
+        self._end_strays()
         with contextlib.suppress(ChannelClosed, OSError):
             self._channel.send(ipc.Ended(pid=process.pid, reason=reason))
 
@@ -169,6 +177,24 @@ class _Spawner:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_WITHIN)
         self._processes.clear()
+        self._end_strays()
+
+    def _end_strays(self) -> None:
+        """End what a process forked and left behind: it fell to us when its parent died."""
+        while self._reaps and (strays := _children() - self._processes.keys() - {self._agent}):
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+
+
+def _children() -> set[int]:
+    """Return every child of this process, whichever thread it fell to."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.update(map(int, (task / "children").read_text(encoding="ascii").split()))
+    return found
 
 
 # --- the agent's side -------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from casemate.formats import ipc
 
 CANCEL_GRACE: Final = 5.0
 MOST_JOINED: Final = 4
+MOST_WAITING: Final = 4 * 1024 * 1024
+"""Characters of one answer that may wait for a slow client: more than any context holds, so only a liar gets there."""
 _GONE_RETRY: Final = 2
 """Seconds a client is told to wait when an engine died and the agent has not said more."""
 
@@ -56,10 +58,20 @@ class Call:
         self.ended = False
         self.cancelling = False
         self.pieces = 0
+        self._waiting = 0
 
     def push(self, event: Event) -> None:
-        """Take one event from the engine."""
-        self.pieces += isinstance(event, ipc.Chunk)
+        """Take one event from the engine.
+
+        Raises:
+            UntrustedDataError: more waits here than an honest engine says in one answer.
+
+        """
+        if isinstance(event, ipc.Chunk):
+            self.pieces += 1
+            self._waiting += len(event.text) + 1  # empty ones fill the memory too
+        if self._waiting > MOST_WAITING:
+            raise UntrustedDataError("an answer without end", check="ipc-flood")
         self._events.append(event)
         self._rouse()
 
@@ -83,18 +95,24 @@ class Call:
             if self._fault:
                 raise self._fault
             await self._wait()
-        event = self._events.popleft()
+        event = self._take()
         if isinstance(event, ipc.Failed):
             refuse = _REFUSALS.get(event.code, refusals.internal)
             raise refuse()
         return self._joined(event) if isinstance(event, ipc.Chunk) else event
+
+    def _take(self) -> Event:
+        event = self._events.popleft()
+        if isinstance(event, ipc.Chunk):
+            self._waiting -= len(event.text) + 1
+        return event
 
     def _joined(self, first: ipc.Chunk) -> ipc.Chunk:
         """Join *first* with what waits behind it: a slow client gets fewer, larger pieces."""
         texts = [first.text]
         while len(texts) < MOST_JOINED and self._events and isinstance(following := self._events[0], ipc.Chunk):
             texts.append(following.text)
-            self._events.popleft()
+            self._take()
         return first if len(texts) == 1 else ipc.Chunk(id=first.id, text="".join(texts))
 
     async def _wait(self) -> None:

@@ -26,6 +26,8 @@ from typing import Any
 
 import msgspec
 
+_TRIAGE_RETRY = 300
+"""Seconds: nobody can say when a person comes, but a client must not ask all the time."""
 _LONG_WAIT = 60
 """Seconds: beyond this an OpenAI client must not retry by itself."""
 
@@ -153,9 +155,10 @@ def too_many_failures(retry_after: float) -> ApiError:
 
 def engine_down(retry_after: float | None) -> ApiError:
     """Refuse while the model's engine is not there; None: it needs a person first."""
-    return _later(
-        503, "engine_unavailable", "the model's engine is not running", 60 if retry_after is None else retry_after
-    )
+    if retry_after is None:
+        why = "the model's engine failed again and again and stays down until somebody looks (`casemate status`)"
+        return _later(503, "engine_unavailable", why, _TRIAGE_RETRY)
+    return _later(503, "engine_unavailable", "the model's engine is not running", retry_after)
 
 
 def guard_down() -> ApiError:

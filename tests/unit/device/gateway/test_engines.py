@@ -173,7 +173,7 @@ def test_the_agents_word_about_a_dead_engine_counts():
         world.engines.down(ipc.EngineDown(model="m", reason="needs triage", retry_after=None))
         with pytest.raises(ApiError) as caught:
             world.engines.find("m")
-        assert caught.value.headers["retry-after"] == "60"
+        assert caught.value.headers["x-should-retry"] == "false"
         assert not world.engines.ready
         assert world.engines.states() == [("later", None), ("m", None)]
 
