@@ -16,10 +16,15 @@ _TRIES = 3
 
 def sources(home: keystores.HomePlace, *, recovery: Secret | None = None) -> Sources:
     """Return where *home*'s secrets come from: the environment, then this terminal when there is one."""
-    return keystores.from_environment(home, ask=_ask if _has_terminal() else None, recovery=recovery)
+    first = not keystores.exists(home.keystore)
+
+    def ask(new: bool) -> Secret | None:  # noqa: FBT001 - the signature is keystores.sources.Ask
+        return _ask_new(first=first) if new else _secret(getpass.getpass("keystore passphrase: "))
+
+    return keystores.from_environment(home, ask=ask if has_terminal() else None, recovery=recovery)
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
     """Whether a person can be asked: getpass speaks to /dev/tty, whatever stdin is; scripts without one never hang."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
@@ -28,22 +33,19 @@ def _has_terminal() -> bool:
     return os.isatty(2)
 
 
-def _ask(new: bool) -> Secret | None:  # noqa: FBT001 - the signature is keystores.sources.Ask
-    return _ask_new() if new else _secret(getpass.getpass("keystore passphrase: "))
-
-
-def _ask_new() -> Secret | None:
-    say("the keystore of this home is new: a passphrase protects it best; press enter to use a key file instead")
+def _ask_new(*, first: bool) -> Secret | None:
+    if first:
+        say("choose a passphrase that will open the models here; press enter to use a key file instead (weaker)")
     for _ in range(_TRIES):
-        first = _secret(getpass.getpass("new passphrase: "))
-        if first is None:
+        typed = _secret(getpass.getpass("new passphrase: "))
+        if typed is None:
             return None
-        if len(first) < PASSPHRASE_MINIMUM:
+        if len(typed) < PASSPHRASE_MINIMUM:
             say(f"that is too short: use at least {PASSPHRASE_MINIMUM} characters")
             continue
         again = _secret(getpass.getpass("once more: "))
-        if again is not None and again.matches(first):
-            return first
+        if again is not None and again.matches(typed):
+            return typed
         say("the two differ")
     return None
 
@@ -55,7 +57,7 @@ def ask_recovery_code() -> str:
         NotAuthorisedError: nobody can be asked.
 
     """
-    if not _has_terminal():
+    if not has_terminal():
         raise NotAuthorisedError(
             "nobody is here to type the recovery code", hint="run it on a terminal, or use --recovery-file"
         )

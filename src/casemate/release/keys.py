@@ -6,12 +6,14 @@ directory of `CASEMATE_RELEASE_KEYS`, so a holder plugs in a stick. Online keys 
 passphrase, because nobody is there to type it: their file says so, and they can neither add nor change a release.
 
 Each key may have its own passphrase: `CASEMATE_RELEASE_PASSPHRASE_FILE` names a file, or a directory with one file per
-key's name; without it a person is asked.
+key's name; else `CASEMATE_PASSPHRASE_FILE`; else a person is asked. When nobody is there, `init` makes a random
+passphrase in a file beside the keys: weak, and said so.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -49,12 +51,22 @@ class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Passphrases:
     """Where passphrases come from; each is asked for once."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ, ask: Ask | None = None) -> None:
-        """Look in *environ*, then ask a person."""
-        named = environ.get("CASEMATE_RELEASE_PASSPHRASE_FILE")
+    def __init__(
+        self, environ: Mapping[str, str] = os.environ, ask: Ask | None = None, beside: Path | None = None
+    ) -> None:
+        """Look in *environ*, then ask a person; last, when nobody can be asked, use a file *beside* the keys."""
+        named = environ.get("CASEMATE_RELEASE_PASSPHRASE_FILE") or environ.get("CASEMATE_PASSPHRASE_FILE")
         self._path = Path(named) if named else None
         self._ask = ask
         self._held: dict[str, Secret] = {}
+        if self._path is None and beside is not None and (ask is None or beside.exists()):
+            self._path = beside
+        self._beside = beside if self._path == beside else None
+
+    @property
+    def beside(self) -> Path | None:
+        """The passphrase's file when it lies beside the keys it protects, which is little protection."""
+        return self._beside
 
     def get(self, name: str, *, new: bool = False) -> Secret:
         """Return the passphrase of the key *name*.
@@ -69,6 +81,8 @@ class Passphrases:
 
     def _find(self, name: str, *, new: bool) -> Secret:
         if self._path is not None:
+            if new and self._beside is not None and not self._beside.exists():
+                files.replace(self._beside, secrets.token_hex(16).encode() + b"\n", mode=files.PRIVATE)
             path = self._path / name if self._path.is_dir() else self._path
             line = files.read(path, f"passphrase of {name}", 4096).split(b"\n", 1)[0].rstrip(b"\r")
             found = Secret(line) if line else None
@@ -97,9 +111,10 @@ class KeyStore:
     ) -> None:
         """Keep keys in *directory*; look also where *environ* says. New keys get *cost*."""
         self.directory = directory
-        self._passphrases = passphrases
+        self.passphrases = passphrases
         self._cost = cost
         more = environ.get("CASEMATE_RELEASE_KEYS", "")
+        self._opened: dict[str, Secret] = {}
         self._places = [directory, *(Path(item) for item in more.split(os.pathsep) if item)]
 
     def make_signing(self, name: str, *, online: bool = False) -> bytes:
@@ -147,24 +162,31 @@ class KeyStore:
         path = self.directory / f"{name}.json"
         if path.exists():
             path.replace(path.with_suffix(".retired"))
+        self._opened.pop(name, None)
 
     def _write(self, name: str, kind: Kind, public: bytes, private: Secret, *, online: bool) -> None:
         if online:
             body = KeyFile(SCHEMA, name, kind, public, private.reveal())
         else:
             salt = os.urandom(kdf.SALT_BYTES)
-            with kdf.stretch(self._passphrases.get(name, new=True), salt, self._cost) as key:
+            with kdf.stretch(self.passphrases.get(name, new=True), salt, self._cost) as key:
                 sealed = aead.wrap(key, private, _context(name, kind, public))
             body = KeyFile(SCHEMA, name, kind, public, sealed, salt, self._cost)
         files.replace(self.directory / f"{name}.json", msgspec.json.encode(body) + b"\n", mode=files.PRIVATE)
+        self._opened[name] = Secret(private.view())
 
     def _open(self, name: str, kind: Kind) -> Secret:
+        if name not in self._opened:
+            self._opened[name] = self._unseal(name, kind)
+        return Secret(self._opened[name].view())
+
+    def _unseal(self, name: str, kind: Kind) -> Secret:
         held = self._read(name)
         if held.kind != kind or held.name != name:
             raise UntrustedDataError(f"the file of the key {name} holds another key", check="release-key")
         if held.cost is None:
             return Secret(held.private)
-        with kdf.stretch(self._passphrases.get(name), held.salt, held.cost) as key:
+        with kdf.stretch(self.passphrases.get(name), held.salt, held.cost) as key:
             try:
                 return aead.unwrap(key, held.private, _context(name, kind, held.public))
             except aead.TagMismatch:
