@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
-from casemate.guard.entities.evidence import EVIDENCE, THEN_REACH, Evidence
+from casemate.guard.entities.evidence import AFTER, EVIDENCE, Evidence, Role
 
 hyperscan: Any
 try:
@@ -19,15 +19,41 @@ try:
 except ImportError:  # the wheel is not there for every platform
     hyperscan = None
 
-MOST: Final = 24
+MOST: Final = 6
 """More places than one in this many characters: the text is dense, and is read from end to end."""
+
+
+_ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
+_TIME_SIGNS: Final = frozenset("0123456789./:-TZ")
+_LONGEST_TIME: Final = 32
+_NEAR_TIME: Final = 3
+_TIME = re.compile(
+    r"(?:(?:18|19|20)\d\d[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.](?:18|19|20)\d\d)"
+    r"(?:T?\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?Z?)?(?![\d./:\-\w])|\d\d?:\d\d(?::\d\d)?(?:\.\d{1,9})?(?![\d./:\-\w])"
+)
+
+
+_ANNOUNCING: Final = frozenset({Role.ANNOUNCEMENT, Role.NAME})
+
+
+class Survey(NamedTuple):
+    """Where to look: for each place the segment to begin with and the last one to read, as offsets, ascending.
+
+    `names` says that a name may be among them.
+    """
+
+    places: list[tuple[int, int]]
+    names: bool
 
 
 class PlaceScanner(Protocol):
     """Finds places in folded text."""
 
-    def places(self, text: str) -> list[int] | None:
-        """Return the end offsets of evidence in *text*, ascending; None when there is too much of it."""
+    def survey(self, text: str, *, dates: bool) -> Survey | None:
+        """Return where evidence is in *text*; None when there is too much of it.
+
+        *dates* says that dates matter even where nobody speaks of a birth.
+        """
 
 
 class PythonScanner:
@@ -37,16 +63,16 @@ class PythonScanner:
         self._evidence = evidence
         self._patterns = [re.compile(e.pattern, re.IGNORECASE if e.caseless else 0) for e in evidence]
 
-    def places(self, text: str) -> list[int] | None:
-        """Return the end offsets of evidence in *text*, ascending; None when there is too much of it."""
+    def survey(self, text: str, *, dates: bool) -> Survey | None:
+        """Return where evidence is in *text*; None when there is too much of it."""
         most = len(text) // MOST + MOST
-        ends: set[int] = set()
-        for evidence, pattern in zip(self._evidence, self._patterns, strict=True):
+        matches: list[tuple[int, int]] = []
+        for which, pattern in enumerate(self._patterns):
             for match in pattern.finditer(text):
-                ends.update(_places_of(evidence, text, match.end()))
-                if len(ends) > most:
+                matches.append((match.end(), which))
+                if len(matches) > most:
                     return None
-        return sorted(ends)
+        return _survey(self._evidence, text, sorted(matches), dates=dates)
 
 
 class HyperscanScanner:
@@ -55,7 +81,7 @@ class HyperscanScanner:
     def __init__(self, evidence: Sequence[Evidence] = EVIDENCE) -> None:
         database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
         database.compile(
-            expressions=[e.pattern.encode() for e in evidence],
+            expressions=[_expression(e.pattern) for e in evidence],
             ids=list(range(len(evidence))),
             elements=len(evidence),
             flags=[hyperscan.HS_FLAG_CASELESS if e.caseless else 0 for e in evidence],
@@ -64,8 +90,8 @@ class HyperscanScanner:
         self._evidence = evidence
         self._scratch = threading.local()
 
-    def places(self, text: str) -> list[int] | None:
-        """Return the end offsets of evidence in *text*, ascending; None when there is too much of it."""
+    def survey(self, text: str, *, dates: bool) -> Survey | None:
+        """Return where evidence is in *text*; None when there is too much of it."""
         data = text.encode()
         most = len(text) // MOST + MOST
         hits: set[tuple[int, int]] = set()
@@ -79,15 +105,13 @@ class HyperscanScanner:
         except hyperscan.ScanTerminated:
             return None
         if not hits:
-            return []
+            return Survey([], names=False)
         found = sorted(hits)
         ends = [end for end, _which in found]
         if len(data) != len(text):
             ends = _characters(data, ends)
-        places: set[int] = set()
-        for end, (_bytes, which) in zip(ends, found, strict=True):
-            places.update(_places_of(self._evidence[which], text, end))
-        return sorted(places)
+        matches = [(end, which) for end, (_bytes, which) in zip(ends, found, strict=True)]
+        return _survey(self._evidence, text, matches, dates=dates)
 
     def _scratch_of_thread(self) -> Any:
         scratch = getattr(self._scratch, "of_thread", None)
@@ -96,12 +120,40 @@ class HyperscanScanner:
         return scratch
 
 
-def _places_of(evidence: Evidence, text: str, end: int) -> Iterator[int]:
-    """Return the places that a match ending at *end* stands for."""
-    if evidence.then is None:
-        yield end
-    else:
-        yield from (match.end() for match in evidence.then.finditer(text, end, end + THEN_REACH))
+def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, int]], *, dates: bool) -> Survey:
+    """Return the places that *matches* (end, number of the evidence) stand for."""
+    roles = {evidence[which].role for _end, which in matches}
+    dates = dates or Role.BIRTH in roles
+    places: set[tuple[int, int]] = set()
+    for end, which in matches:
+        _pattern, _caseless, then, role, then_reach = evidence[which]
+        if role is Role.BIRTH or (role is Role.DATE and not dates):
+            continue
+        if (role is Role.COLONS or (role is Role.DIGITS and not dates)) and _is_time(text, end):
+            continue
+        reach = AFTER if role in _ANNOUNCING else -1
+        if then is None:
+            places.add((end - 1, end + reach))
+        else:
+            places.update((m.end() - 1, m.end() + reach) for m in then.finditer(text, end, end + then_reach))
+    return Survey(sorted(places), Role.NAME in roles)
+
+
+def _is_time(text: str, end: int) -> bool:
+    """Return whether the digits up to *end* belong to a date or a time of day and to nothing longer."""
+    start = end
+    while start > 0 and text[start - 1] in _TIME_SIGNS and end - start < _LONGEST_TIME:
+        start -= 1
+    match = _TIME.match(text, start)
+    if match is None or match.end() < end:
+        return False
+    around = text[max(0, start - _NEAR_TIME) : start] + text[match.end() : match.end() + _NEAR_TIME]
+    return not any(character.isdigit() for character in around)
+
+
+def _expression(pattern: str) -> bytes:
+    """Return *pattern* as Hyperscan reads it: characters instead of `re`'s escapes for them."""
+    return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), pattern).encode()
 
 
 def _characters(data: bytes, ends: list[int]) -> list[int]:

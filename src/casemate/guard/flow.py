@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from casemate.guard.entities.evidence import AFTER
+from casemate.guard.engine_scan import Survey
 from casemate.guard.fold import View
+from casemate.guard.json_text import JsonState
 from casemate.guard.output import Lookout
-from casemate.guard.segments import CAPPED, UNDECIDED, anchor_before, next_cut
+from casemate.guard.segments import CAPPED, UNDECIDED, anchor_before, next_cut, plain_words
 from casemate.guard.session import Piece, Session
 from casemate.guard.verdict import Span
 
@@ -23,6 +24,7 @@ class Progress:
     scan: int = 0
     swallowing: str = ""
     swallowed: int = 0
+    json: JsonState = field(default_factory=JsonState)
 
 
 class Done(NamedTuple):
@@ -47,6 +49,7 @@ class Flow:
         self._spans: list[Span] = []
         self._out: list[str] = []
         self._sent = 0
+        self._read = 0
         self._stop: str | None = None
         self._capped = False
 
@@ -59,18 +62,22 @@ class Flow:
         self._progress.scan -= start
         return self._done(used, start)
 
-    def run_near(self, places: list[int]) -> Done:
-        """Redact a whole text of which only the segments near *places* (`evidence`) can hold a value."""
-        text = self._view.text
+    def run_near(self, survey: Survey) -> Done:
+        """Redact a whole text of which only the segments near the survey's places can hold a value."""
+        text, session = self._view.text, self._session
         start = 0
-        for place in places:
-            if place + AFTER < start:
+        for place, until in survey.places:
+            if until < start:
                 continue
             if place - start > SKIP:
-                anchor = anchor_before(text, start, place - 1)
-                self._session.skip(text, start, anchor)
+                anchor = anchor_before(text, start, place)
+                session.skip(text, start, anchor)
                 start = self._progress.scan = anchor
-            start = self._walk(start, place + AFTER, final=True)
+            while start <= until and self._stop is None and start < len(text):
+                plain = plain_words(text, start, place, session.tail, names=survey.names)
+                session.skip(text, start, plain)
+                start = self._progress.scan = plain
+                start = self._walk(start, start, final=True)
             if self._stop is not None:
                 break
         return self._done(len(self._raw), len(text))
@@ -156,10 +163,20 @@ class Flow:
                 self._stop = f"block:{piece.kind}"
                 return start + piece.start
             if piece.mark is not None:
-                self._out += (self._raw[self._sent : first], piece.mark)
-                self._sent = last
+                self._replace(first, last, end, piece.mark)
         return end
 
+    def _replace(self, first: int, last: int, end: int, mark: str) -> None:
+        """Put *mark* in the place of the original's *first*..*last*, which belong to a segment that ends at *end*."""
+        json = self._progress.json
+        json.pass_over(self._raw, self._read, first)
+        first, self._read, quoted = json.cover(self._raw, first, last, self._sent, self._view.starting(end))
+        if first < self._sent:
+            return
+        self._out += (self._raw[self._sent : first], f'"{mark}"' if quoted and mark else mark)
+        self._sent = self._read
+
     def _done(self, used: int, used_folded: int) -> Done:
+        self._progress.json.pass_over(self._raw, self._read, used)
         self._out.append(self._raw[self._sent : used])
         return Done("".join(self._out), self._spans, used, used_folded, self._stop)

@@ -14,7 +14,7 @@ from casemate.guard.flow import Flow, Progress
 from casemate.guard.fold import fold
 from casemate.guard.placeholders import Placeholders
 from casemate.guard.session import Session, Settings
-from casemate.guard.verdict import Channel, GuardPolicy, Redaction
+from casemate.guard.verdict import Action, Channel, GuardPolicy, Redaction
 
 SHORT: Final = 48
 """A text this short is read from end to end: looking for evidence would take longer."""
@@ -34,7 +34,9 @@ def redact_text(
     *places* stands in for this machine's own scanner.
     """
     view = fold(text)
-    flow = Flow(text, view, Session(Settings(policy, channel), placeholders), Progress(), None)
-    found = None if len(text) <= SHORT else (places or scanner()).places(view.text)
+    settings = Settings(policy, channel)
+    flow = Flow(text, view, Session(settings, placeholders), Progress(), None)
+    dates = settings.action("pii:DATE_TIME") is not Action.ALLOW
+    found = None if len(text) <= SHORT else (places or scanner()).survey(view.text, dates=dates)
     done = flow.run(final=True) if found is None else flow.run_near(found)
     return Redaction(done.text, tuple(done.spans))

@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 
 from casemate.guard.entities import pem
 from casemate.guard.entities.bip39_words import INDEX
+from casemate.guard.entities.find import ANNOUNCING_ENDS, ANNOUNCING_WORDS, announces
 from casemate.guard.entities.names import name_may_follow
 from casemate.guard.entities.phrases import said
-from casemate.guard.entities.words import DATE_LINKS, MARKER_PREFIXES, MARKERS, MONTH_STARTS, is_month
+from casemate.guard.entities.words import DATE_LINKS, MARKER_PREFIXES, MARKERS, MONTH_STARTS, MONTHS, UNSPACED, is_month
 
 WINDOW: Final = 2048
 SLACK: Final = 64
@@ -26,12 +27,9 @@ GAP: Final = 3
 UNDECIDED: Final = -1
 CAPPED: Final = -2
 
-# Scripts written without spaces (Thai to Khmer, kana, han, hangul): a cut may fall between any two of their characters.
-_UNSPACED: Final = (
-    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
-)
+# Between any two characters of a script written without spaces a cut may fall.
 _CANDIDATE = re.compile(
-    rf"\s{{1,{GAP}}}(?=\S)|\s{{{GAP + 1}}}|\s{{1,{GAP}}}\Z|(?<=[{_UNSPACED}])(?=[{_UNSPACED}])"
+    rf"\s{{1,{GAP}}}(?=\S)|\s{{{GAP + 1}}}|\s{{1,{GAP}}}\Z|(?<=[{UNSPACED}])(?=[{UNSPACED}])"
     r'|(?<=",)(?=\S)|(?<=":)(?=[^\s:])'
 )
 _STRIPPED: Final = ",;.:)(\"'0123456789"
@@ -42,6 +40,8 @@ ANCHOR_FAR: Final = 2000
 _LEFT: Final = 64
 _HEADER_REACH: Final = 96
 _DAY_REACH: Final = 16
+_PHRASE_REACH: Final = 480
+_QUOTE_REACH: Final = 96
 _DECIMAL_REACH: Final = 20
 _PREFIX: Final = 4
 _MONTH_START: Final = 3
@@ -51,6 +51,11 @@ _CJK_DATE: Final = frozenset("\u5e74\u6708\ub144\uc6d4")
 _IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?: [A-Za-z0-9]{4}){0,8}\Z")
 _DAY_BEFORE = re.compile(r"(?<!\d)\d{1,2}(?:st|nd|rd|th|\.)?(?: (?:of|de|del|di))?\Z")
 _DECIMAL = re.compile(r"\.\d{3,12},\Z")
+_QUOTED_PASSWORD = re.compile(
+    r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|kennwort|passwort|contrase\u00f1a|clave|senha|wachtwoord|mot de passe)"
+    r"[\"']?\s{0,2}(?:[:=]|\bis)\s{0,2}\Z",
+    re.IGNORECASE,
+)
 _MONTH_DAY = re.compile(r"([A-Za-z\u00c0-\u017f]{3,12})\.? \d{1,2}(?:st|nd|rd|th)?,?\Z")
 
 
@@ -61,6 +66,11 @@ _ANCHOR = re.compile(
     r"|(?<=\s)(?P<word>[^\s\d]\S{0,18}[A-Za-z\u00df-\u00ff|)\]}])[,;!?]?\s{1,3}(?=[^\s\dA-Z(\[{<@.])"
 )
 _NOT_ANCHORS: Final = frozenset({*INDEX, *MARKERS, *DATE_LINKS})
+
+
+_PLAIN_WORD = re.compile(r"(?:([A-Za-z]{2,14})[,;!?.]?|\|)\s{1,40}(?=\S)")
+_NOT_PLAIN: Final = _NOT_ANCHORS | ANNOUNCING_WORDS | MONTHS
+_MARKER_STARTS: Final = frozenset("aAdDpP.[({<@")
 
 
 class Cut(NamedTuple):
@@ -77,7 +87,7 @@ def next_cut(text: str, start: int, scan: int, context: str, *, final: bool) -> 
     *context* is the output before the segment; *final* says that the text ends here. A forced cut is `start + WINDOW`.
     """
     limit = start + WINDOW
-    for candidate in _CANDIDATE.finditer(text, max(start, scan)):
+    for candidate in _CANDIDATE.finditer(text, max(start, scan), limit + 2 * SLACK):
         end, right = candidate.span()
         if end == start:
             if end < right:
@@ -129,7 +139,9 @@ def _closed(text: str, start: int, end: int, context: str) -> bool:
     before = text[end - 1]
     if text[end] != "\n" and before not in _ENDS and not (before == "," and text[end - 2 : end - 1].isalpha()):
         return False
-    return not (_header_open(text, start, end) or _in_phrase(text, start, end, context))
+    if _header_open(text, start, end) or _in_phrase(text, start, end, context):
+        return False
+    return text[end] == "\n" or not _in_quotes(text, start, end, context)
 
 
 def _joined(text: str, start: int, end: int, right: int, context: str, *, final: bool) -> bool | None:
@@ -138,23 +150,31 @@ def _joined(text: str, start: int, end: int, right: int, context: str, *, final:
         return False
     if right == len(text):
         return False if final else None
-    if _header_open(text, start, end) or _in_phrase(text, start, end, context):
-        return True
-    if "\n" in text[end:right]:
-        return False
+    broken = "\n" in text[end:right]
     before, after = text[end - 1], text[right]
+    if not broken and before.isdigit() and after.isdigit():
+        return True
+    if _header_open(text, start, end) or _in_phrase(text, start, end, context) or _in_quotes(text, start, end, context):
+        return True
+    if broken:
+        return False
+    if _joins_sign(text, start, end, after, context):
+        return True
+    ahead = text[right : right + _RIGHT]
+    complete = final or len(ahead) == _RIGHT or _SPACE.search(ahead) is not None
+    return _joins_word(text, start, end, ahead.split(None, 1)[0].lower(), complete=complete)
+
+
+def _joins_sign(text: str, start: int, end: int, after: str, context: str) -> bool:
+    """Decide by the first character on the right alone."""
+    before = text[end - 1]
     if after.isdigit():
         return _joins_digit(text, start, end, before)
     if after.isupper() and name_may_follow(text, start, end, context):
         return True
-    if before.isdigit():
-        if after in "(-/.":
-            return True
-        if _IBAN_SO_FAR.search(text, max(start, end - _LEFT), end):
-            return True
-    ahead = text[right : right + _RIGHT]
-    complete = final or len(ahead) == _RIGHT or _SPACE.search(ahead) is not None
-    return _joins_word(text, start, end, ahead.split(None, 1)[0].lower(), complete=complete)
+    if not before.isdigit():
+        return False
+    return after in "(-/." or _IBAN_SO_FAR.search(text, max(start, end - _LEFT), end) is not None
 
 
 def _header_open(text: str, start: int, end: int) -> bool:
@@ -168,9 +188,18 @@ def _in_phrase(text: str, start: int, end: int, context: str) -> bool:
     if len(last) > _LONGEST_WORD:
         return False
     word = last.strip(_STRIPPED)
-    if word and word.lower() not in INDEX:
+    if (word.lower() not in INDEX) if word else (last[-1] not in ".):" or not last[0].isdigit()):
         return False
-    return said(context) or said(text[start:end])
+    return said(context) or said(text[max(start, end - _PHRASE_REACH) : end])
+
+
+def _in_quotes(text: str, start: int, end: int, context: str) -> bool:
+    """Return whether the gap is inside the quotes of a password."""
+    near = text[max(start, end - _QUOTE_REACH) : end]
+    if len(near) < _QUOTE_REACH and context:
+        near = context[len(near) - _QUOTE_REACH :] + near
+    quote = max(near.rfind('"'), near.rfind("'"))
+    return quote > 0 and _QUOTED_PASSWORD.search(near, 0, quote) is not None
 
 
 def _joins_digit(text: str, start: int, end: int, before: str) -> bool:
@@ -206,9 +235,13 @@ def _joins_word(text: str, start: int, end: int, word: str, *, complete: bool) -
 
 def _joins_letter(last: str, word: str, *, complete: bool) -> bool | None:
     """Join letters standing alone: `b o b @ x . o r g`."""
-    if len(last) != 1 or len(word) != 1 or not (last.isalnum() or last in "@.-_+"):
+    if len(last) != 1 or len(word) != 1 or not (_is_spelled(last) and _is_spelled(word)):
         return False
     return True if complete else None
+
+
+def _is_spelled(letter: str) -> bool:
+    return letter.isalnum() or letter in "@.-_+"
 
 
 def _joins_marker(last: str, word: str, *, complete: bool) -> bool | None:
@@ -247,6 +280,27 @@ def anchor_before(text: str, start: int, end: int) -> int:
         if best > start or begin == start:
             return best
     return start
+
+
+def plain_words(text: str, start: int, end: int, context: str, *, names: bool) -> int:
+    """Return the end of the words from *start* on, before *end*, of which each is a segment that holds nothing.
+
+    Only where *names* is false may a capital follow.
+    """
+    if _in_quotes(text, start, start, context) or announces(context):
+        return start
+    while True:
+        plain = _PLAIN_WORD.match(text, start)
+        if plain is None or plain.end() > end:
+            return start
+        word, after = plain[1], text[plain.end()]
+        if word is not None:
+            lower = word.lower()
+            if lower in _NOT_PLAIN or lower.endswith(ANNOUNCING_ENDS) or (after.isdigit() and word.isupper()):
+                return start
+        if (names and after.isupper()) or after in _MARKER_STARTS:
+            return start
+        start = plain.end()
 
 
 def _parts(text: str, gap: re.Match[str]) -> bool:

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from casemate.guard.entities import CONTEXT, QUIET, Found, Window, find_all, is_idle
+from casemate.guard.entities import CONTEXT, QUIET, Found, Window, find_all, find_spaced, is_idle
+from casemate.guard.links import IMAGE, LINK, REMOVED, find_links
 from casemate.guard.placeholders import PLACEHOLDER, Placeholders
 from casemate.guard.verdict import Action, Channel, GuardPolicy
 
-MAX_ROUNDS: Final = 6
+MAX_ROUNDS: Final = 4
 _ACTING: Final = frozenset({Action.REDACT, Action.BLOCK})
 
 
@@ -86,7 +87,7 @@ class Session:
         after: list[Piece] = []
         changed = False
         for piece in pieces:
-            if not piece.special:
+            if not piece.special and not is_idle(tail, folded[piece.start : piece.end]):
                 found = self._find(tail, folded[piece.start : piece.end])
                 parts = self._cut(folded, piece, found)
                 changed = changed or len(parts) > 1 or parts[0].special
@@ -99,7 +100,9 @@ class Session:
     def _find(self, tail: str, text: str) -> list[Found]:
         window = Window(tail, text)
         base = window.base
-        found = find_all(window)
+        found = [*find_all(window), *find_spaced(window)]
+        if self._settings.channel is Channel.OUTPUT:
+            found.extend(find_links(window, self._settings.policy.link_hosts))
         if not found:
             return found
         kept = [
@@ -120,11 +123,14 @@ class Session:
             acting = self._settings.action(f.kind) in _ACTING
             if start > at:
                 parts.append(Piece(at, start, "", None))
-            parts.append(Piece(start, end, f.kind, self._placeholders.for_value(f.kind, value) if acting else None))
+            parts.append(Piece(start, end, f.kind, self._mark(f.kind, value) if acting else None))
             at = end
         if at < piece.end or not parts:
             parts.append(Piece(at, piece.end, "", None))
         return parts
+
+    def _mark(self, kind: str, value: str) -> str:
+        return REMOVED if kind in (IMAGE, LINK) else self._placeholders.for_value(kind, value)
 
 
 def _split_placeholders(folded: str) -> Iterable[Piece]:

@@ -7,6 +7,7 @@ random depends on how plainly the name says it: a password may be short, a `key`
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,13 +18,16 @@ from casemate.guard.entities.words import word_set
 
 NAME_REACH: Final = 72
 GENERIC: Final = 500
-_NAME_WORDS: Final = 4
+_OPERATOR_REACH: Final = 8
+_MOST: Final = 48
+_NAME_WORDS: Final = 5
 _LAST_WORDS: Final = 2
 _STRONG_LEAST: Final = 10
 _WEAK_LEAST: Final = 14
 _PASSWORD_LEAST: Final = 4
 _SPOKEN_LEAST: Final = 5
 _PASSWORD_MOST: Final = 128
+_SHORTEST: Final = 3
 _OPERATOR = re.compile(
     r"[\"'\])]{0,2}[ \t]{0,3}(?:[:=]{1,3}>?|\?=|->|(?<![A-Za-z])(?:is|was|are|lautet|ist|est|es|\u00e8)(?![A-Za-z]))"
     r"[ \t]{0,3}(\"\"|[\"'`]?)"
@@ -63,10 +67,11 @@ _STRONG: Final = word_set(
 )
 _WEAK: Final = word_set(
     """
-    key auth access private signature sig signing encryption license licence api pin otp code id pk sk
+    key auth access private signature sig signing encryption license licence api pin otp id pk sk
     """
 )
 _PIN: Final = frozenset({"pin", "otp", "cvv", "cvc", "cvv2", "tan", "totp", "passcode"})
+_TELLING: Final = _PASSWORD | _STRONG | _WEAK | _PIN
 _LONGEST_PIN: Final = 8
 _DENYING: Final = word_set(
     """
@@ -88,12 +93,38 @@ _NOT_A_PASSWORD: Final = word_set(
 
 
 def find_assigned(window: Window) -> Iterator[Found]:
-    """Find values that a name or a command before them calls a secret."""
+    """Find values that a name before them calls a secret.
+
+    After `_MOST` such names in one segment the rest of it counts as one secret: nobody writes that, and looking at each
+    would take an attacker's time.
+    """
     text, base = window.text, window.base
-    for operator in _OPERATOR.finditer(text, max(0, base - 8)):
-        found = _assigned_value(text, base, operator)
-        if found is not None:
-            yield found
+    telling = _telling_words(text, max(0, base - NAME_REACH))
+    if not telling:
+        return
+    seen = 0
+    for operator in _OPERATOR.finditer(text, max(0, base - _OPERATOR_REACH)):
+        nearest = bisect_left(telling, operator.start()) - 1
+        if nearest >= 0 and operator.start() - telling[nearest] <= NAME_REACH:
+            seen += 1
+            if seen > _MOST:
+                if operator.end() < len(text):
+                    yield Found(max(base, operator.end()), len(text), "secret:assignments", GENERIC)
+                return
+            found = _assigned_value(text, base, operator)
+            if found is not None:
+                yield found
+
+
+def _telling_words(text: str, start: int) -> list[int]:
+    """Return where words that speak of secrets begin in *text* from *start* on."""
+    return [word.start() for word in _WORD.finditer(text, start) if _is_telling(word[0])]
+
+
+def _is_telling(word: str) -> bool:
+    if word.islower():
+        return word in _TELLING
+    return word.lower() in _TELLING or any(part.lower() in _TELLING for part in _CAMEL.split(word))
 
 
 def find_adjacent(window: Window) -> Iterator[Found]:
@@ -105,16 +136,19 @@ def find_adjacent(window: Window) -> Iterator[Found]:
 
 
 def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | None:
+    if operator.end() < base:
+        return None
+    before = text[max(0, operator.start() - NAME_REACH) : operator.start()]
     quote = operator[1]
     value = (_QUOTED[quote] if quote else _BARE).match(text, operator.end())
-    if value is None or value.end() <= base:
+    if value is None:
         return None
-    start, shown = value.start(), value[0]
-    shown = shown.rstrip() if quote else _trimmed(shown)
-    if start < base or len(shown) < 3:  # noqa: PLR2004 - nothing that short is kept secret
+    start = value.start()
+    shown = value[0].rstrip() if quote else _trimmed(value[0])
+    if len(shown) < _SHORTEST or shown.isspace():
         return None
-    words = _name_words(text[max(0, operator.start() - NAME_REACH) : operator.start()])
-    kind = _judge(words, shown, quoted=bool(quote), spoken=operator[0].strip(" \t\"'`)]").isalpha())
+    spoken = operator[0].strip(" \t\"'`)]").isalpha()
+    kind = _judge(_name_words(before), shown, quoted=bool(quote), spoken=spoken)
     if kind is None:
         return None
     doubled = quote == '""'
@@ -131,24 +165,22 @@ def _trimmed(value: str) -> str:
 
 
 def _name_words(before: str) -> list[str]:
-    """Return the words of the name that stands before an assignment, in lower case, last ones last."""
-    clause = _CLAUSE.split(before)[-1]
-    words = [part.lower() for word in _WORD.findall(clause) for part in _CAMEL.split(word)]
-    return words[-6:]
+    """Return the last words of the name that stands before an assignment, in lower case."""
+    words = _WORD.findall(_CLAUSE.split(before)[-1])[-_NAME_WORDS:]
+    if all(word.islower() for word in words):
+        return words
+    return [part.lower() for word in words for part in _CAMEL.split(word)][-_NAME_WORDS:]
 
 
 def _judge(words: list[str], value: str, *, quoted: bool, spoken: bool) -> str | None:
     """Return the kind of secret that *words* make of *value*, None when it is none."""
-    near = words[-_NAME_WORDS:]
-    if not near or is_dummy(value):
-        return None
-    if not _PASSWORD.isdisjoint(near):
-        return "password" if _is_password(near, value, quoted=quoted, spoken=spoken) else None
-    last = near[-_LAST_WORDS:]
+    if not _PASSWORD.isdisjoint(words):
+        return "password" if _is_password(words, value, quoted=quoted, spoken=spoken) else None
+    last = words[-_LAST_WORDS:]
     if value.isdigit() and len(value) <= _LONGEST_PIN:
         return None if _PIN.isdisjoint(last) else "pin"
-    strong, weak = not _STRONG.isdisjoint(near), not _WEAK.isdisjoint(near)
-    if is_code(value) or not (strong or weak):
+    strong, weak = not _STRONG.isdisjoint(words), not _WEAK.isdisjoint(words)
+    if not (strong or weak) or is_dummy(value) or is_code(value):
         return None
     kind = kind_of(words, value)
     if kind is not None:

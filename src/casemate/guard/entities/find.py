@@ -19,7 +19,7 @@ from casemate.guard.entities.phrases import find_phrases
 from casemate.guard.entities.places import find_places
 from casemate.guard.entities.secrets import find_key_blocks, find_tokens
 from casemate.guard.entities.window import Detector, Found, Window
-from casemate.guard.entities.words import word_set
+from casemate.guard.entities.words import UNSPACED, word_set
 
 Gate = Callable[[str, str], bool]
 """Told the segment, and the segment with the end of its context in lower case: can the detector find anything?"""
@@ -83,22 +83,56 @@ GATED: Final[tuple[tuple[Gate, Detector], ...]] = (
 )
 _SHORTEST_PHRASE: Final = 40
 _LONG_RUN = re.compile(r"[A-Za-z0-9_\-+/=.~:%$]{13}")
-_PLAIN = re.compile(r"\s{0,4}[(*_]{0,2}[A-Za-z\u00c0-\u024f]{0,14}(?:'[A-Za-z]{1,3})?[.,;!?)*]{0,3}\s{0,4}")
+_PLAIN = re.compile(
+    r"\s{0,4}[(*_]{0,2}[A-Za-z\u00c0-\u024f]{0,14}(?:'[A-Za-z]{1,3})?[.,;!?)*]{0,3}[:=]?\s{0,4}"
+    rf"|\s{{0,4}}[{UNSPACED}]{{1,8}}\s{{0,4}}"
+)
 _SIGN = re.compile(r"\s{0,4}[^\w\s]{1,2}\s{0,4}")
 _SMALL_NUMBER = re.compile(
     r"\s{0,4}[($+\-]?\d{1,3}(?:[.,:/\-]\d{1,2}|,\d{3})?[%)]?[.,;:!?]{0,2}\s{0,4}|\s{0,4}\d{4,5}[.,;!?]{0,2}\s{0,4}"
 )
-_NUMBER_WORDS = re.compile(
-    r"zip|post|plz|cap|cep|born|birth|dob|bday|geb|n\u00e9|naiss|nac|nat|nas|f\u00f8d|f\u00f6d|syn|urod|naroz|\u0440\u043e\u0434|lat|lon|lng|gps|"
-    r"coord|geo|loc|pos|map|[\u3000-\uffff]|passport|pass|medicare|mbi",
-    re.IGNORECASE,
+_NUMBER_WORDS: Final = (
+    *(
+        "zip",
+        "post",
+        "plz",
+        "cap",
+        "cep",
+        "born",
+        "birth",
+        "dob",
+        "bday",
+        "geb",
+        "n\u00e9",
+        "naiss",
+        "nac",
+        "nat",
+        "nas",
+        "f\u00f8d",
+    ),
+    *(
+        "f\u00f6d",
+        "syn",
+        "urod",
+        "naroz",
+        "\u0440\u043e\u0434",
+        "\u0436\u0434",
+        "lat",
+        "lon",
+        "lng",
+        "gps",
+        "coord",
+        "geo",
+        "pos",
+    ),
+    *("map", "pass", "medicare", "mbi"),
 )
 _NUMBER_REACH: Final = 72
 _NEAR: Final = 32
 _OPERATOR = re.compile(r"[:=>]|(?<![a-z])(?:is|was|are|lautet|ist|est|es|\u00e8)(?![a-z])")
 _SAID_PLAINLY = re.compile(r"token|secret|pass|key|credential")
 _ANNOUNCING_SIGNS: Final = frozenset(":=>\"'`(")
-_ANNOUNCING_WORDS: Final = word_set(
+ANNOUNCING_WORDS: Final = word_set(
     """
     is was are lautet ist est es \u00e8 basic bearer swift bic code number no by me regards sincerely cheers dear
     contact holder cardholder patient customer hei\u00dfe appelle llamo chiamo \u00e9 chamo-me heet heter \u00e4r
@@ -106,7 +140,7 @@ _ANNOUNCING_WORDS: Final = word_set(
     se\u00f1ora sra sr srta signor signora sig dott don do\u00f1a pan pani rev capt sgt lt col gen
     """
 )
-_ANNOUNCING_ENDS: Final = (
+ANNOUNCING_ENDS: Final = (
     *("token", "tokens", "secret", "secrets", "password", "passwords", "passwd", "passwds", "passcode", "passcodes"),
     *("passphrase", "passphrases", "key", "keys", "credential", "credentials", "name's"),
 )
@@ -137,13 +171,14 @@ def is_idle(context: str, segment: str) -> bool:
     That holds for a plain word, a sign or a small number that nothing in *context* announces.
     """
     if _PLAIN.fullmatch(segment):
-        return not _announces(context)
+        return not announces(context)
     if _SMALL_NUMBER.fullmatch(segment):
-        return not (_announces(context) or _NUMBER_WORDS.search(context, max(0, len(context) - _NUMBER_REACH)))
+        near = context[-_NUMBER_REACH:].lower()
+        return near.isascii() and not announces(context) and not any(word in near for word in _NUMBER_WORDS)
     return _SIGN.fullmatch(segment) is not None
 
 
-def _announces(context: str) -> bool:
+def announces(context: str) -> bool:
     """Return whether the last word of *context* says that a value follows."""
     end = context.rstrip()
     if not end:
@@ -152,4 +187,4 @@ def _announces(context: str) -> bool:
         return True
     word = end[-_LAST_REACH:].rsplit(None, 1)[-1].lower()
     bare = word.strip(".,;:!?")
-    return bare in _ANNOUNCING_WORDS or bare.endswith(_ANNOUNCING_ENDS) or word[0] == "-"
+    return bare in ANNOUNCING_WORDS or bare.endswith(ANNOUNCING_ENDS) or word[0] == "-"

@@ -10,8 +10,9 @@ from casemate.guard.entities.checks import luhn, mod97, varied
 from casemate.guard.entities.window import Found, Window
 from casemate.guard.entities.words import word_set
 
-_CARD = re.compile(r"(?<![\w\-])(?<!\d[. ])(?<![.,]\d)\d(?:[ .\-]{0,2}\d){11,18}(?!\w)(?![.,\-]\d)")
-_LONGER_RUN = re.compile(r"\d[ \-]?\Z")
+_CARD = re.compile(r"(?<![\w\-])(?<![.,]\d)\d(?:[ .\-]{0,2}\d){11,18}(?!\w)(?![.,\-]\d)")
+_IN_A_ROW = re.compile(r"\d[. ]{1,2}\Z")
+GAP: Final = 3
 # Issuer ranges (ISO/IEC 7812) that stand without a word: first digits, lengths.
 _ISSUERS: Final = (
     (re.compile(r"4"), (16,)),
@@ -49,10 +50,14 @@ def find_cards(window: Window) -> Iterator[Found]:
     """Find payment card numbers: Luhn, then an issuer's range or a word that says card."""
     if window.digits < 12:  # noqa: PLR2004 - the shortest card number
         return
+    last = -GAP
     for match in window.matches(_CARD):
+        if _IN_A_ROW.search(window.text, max(0, match.start() - GAP), match.start()) and match.start() - last > GAP:
+            continue
         digits = "".join(c for c in match[0] if c.isdigit())
         if not (luhn(digits) and varied(digits)):
             continue
+        last = match.end()
         rank = window.near(match.start(), "card")
         if rank is not None and _LABELLED.match(digits):
             yield Found(*match.span(), "pii:CREDIT_CARD", rank)

@@ -72,12 +72,17 @@ def name_may_follow(text: str, start: int, end: int, context: str) -> bool:
     near = text[max(start, end - _REACH) : end]
     if len(near) < _REACH and context:
         near = context[len(near) - _REACH :] + near
-    for taken, word in enumerate(reversed(near.split())):
+    for _ in range(_MOST + 1):
+        near = near.rstrip()
+        word = near.rsplit(None, 1)[-1] if near else ""
         lower = word.lower()
-        if lower.rstrip(".") in _TITLES or lower in _SAYS_ENDS:
+        if lower.rstrip(".") in _TITLES:
             return True
-        if taken == _MOST or not (lower in _LINKS or _CAPITALISED.fullmatch(word)):
+        if lower in _SAYS_ENDS:
+            return _SAYS.search(near + " ") is not None
+        if not (lower in _LINKS or _CAPITALISED.fullmatch(word)):
             return False
+        near = near[: len(near) - len(word)]
     return False
 
 

@@ -12,10 +12,8 @@ from casemate.guard.entities.words import word_set
 
 _EXTENSION: Final = r"(?: ?(?:x|ext\.?|#) ?\d{1,6})?"
 _END: Final = r"(?!\w)(?![.,]\d)"
-_INTERNATIONAL = re.compile(
-    rf"(?<![\w+])\(?(?:\+|00) ?\(?[1-9]\d{{0,2}}\)?(?:[ .\-/]{{0,3}}\(?\d{{1,6}}\)?){{1,8}}{_EXTENSION}{_END}"
-)
-_LABELLED = re.compile(rf"(?<![\w.+/=#\-])\(?\d(?:[ .\-/]{{0,3}}[()]{{0,2}} ?\d){{5,14}}{_EXTENSION}{_END}")
+_INTERNATIONAL = re.compile(rf"(?<![\w+])\(?(?:\+|00) ?\(?[1-9](?:[ .\-/()]{{0,4}}\d){{5,16}}\)?{_EXTENSION}{_END}")
+_LABELLED = re.compile(rf"(?<![\w.+/=#\-])\(?\d(?:[ .\-/()]{{0,4}}\d){{5,14}}{_EXTENSION}{_END}")
 _NORTH_AMERICAN = re.compile(
     rf"(?<![\w.+/=#\-])(?<!\d )(?:1[ .\-])?(?:\([2-9]\d{{2}}\) ?|[2-9]\d{{2}}[ .\-])[2-9]\d{{2}}[ .\-]\d{{4}}"
     rf"{_EXTENSION}{_END}(?!-)"

@@ -18,20 +18,54 @@ _WIF_VERSIONS: Final = (0x80, 0xEF)
 _TELLING: Final = 5
 
 
-def _pattern(token: Token) -> str:
-    starts = "|".join(re.escape(start) for start in token.start.split("|"))
-    return f"(?:{starts}){token.rest}" if token.start else token.rest
+class _Node:
+    """A letter of the beginnings: the letters after it, and the tokens whose beginning ends here."""
+
+    def __init__(self) -> None:
+        self.after: dict[str, _Node] = {}
+        self.tokens: list[Token] = []
 
 
-_TOKEN = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(f"({_pattern(token)})" for token in TOKENS) + ")(?![A-Za-z0-9])")
+def _compile_beginnings() -> tuple[re.Pattern[str], tuple[Token, ...]]:
+    """Return one pattern for all tokens with a beginning, longest beginning first, and the token of each group."""
+    root = _Node()
+    for token in TOKENS:
+        for start in token.start.split("|") if token.start else ():
+            node = root
+            for letter in start:
+                node = node.after.setdefault(letter, _Node())
+            node.tokens.append(token)
+    order: list[Token] = []
+    pattern = _alternatives(root, order)
+    return re.compile(f"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])"), tuple(order)
+
+
+def _alternatives(node: _Node, order: list[Token]) -> str:
+    parts = [f"{re.escape(letter)}(?:{_alternatives(after, order)})" for letter, after in node.after.items()]
+    for token in node.tokens:
+        parts.append(f"({token.rest})")
+        order.append(token)
+    return "|".join(parts)
+
+
+_BEGINNINGS, _TOKEN_OF_GROUP = _compile_beginnings()
+_SHAPES: Final = tuple(
+    (token, re.compile(f"(?<![A-Za-z0-9])(?:{token.rest})(?![A-Za-z0-9])")) for token in TOKENS if not token.start
+)
 
 
 def find_tokens(window: Window) -> Iterator[Found]:
     """Find tokens that say by their beginning or their form what they are."""
-    for match in window.matches(_TOKEN):
-        token = TOKENS[(match.lastindex or 1) - 1]
+    for match in window.matches(_BEGINNINGS):
+        token = _TOKEN_OF_GROUP[(match.lastindex or 1) - 1]
         if _plausible(token, match[0]):
             yield Found(*match.span(), f"secret:{token.kind}")
+    segment = window.text[window.base :]
+    for token, pattern in _SHAPES:
+        if token.sign in segment:
+            for match in window.matches(pattern):
+                if _plausible(token, match[0]):
+                    yield Found(*match.span(), f"secret:{token.kind}")
     for match in window.matches(_WIF):
         data = base58check(match[0])
         if data is not None and data[0] in _WIF_VERSIONS:

@@ -10,11 +10,15 @@ from typing import Final, NamedTuple
 
 
 class Token(NamedTuple):
-    """A kind of token. `start` is literal text (alternatives with `|`), `rest` the pattern after it."""
+    """A kind of token. `start` is literal text (alternatives with `|`), `rest` the pattern after it.
+
+    A token without a beginning has a `sign`: text that is always in it.
+    """
 
     kind: str
     start: str
     rest: str
+    sign: str = ""
 
 
 _W: Final = r"[\w\-]"
@@ -46,12 +50,12 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("bitbucket-repository-token", "BBDC-", r"[A-Za-z0-9+/]{40,50}"),
     Token("atlassian-api-token", "ATATT3|ATCTT3|ATBBT3", r"[\w\-=]{40,255}"),
     Token("bitbucket-app-password", "ATBB", rf"{_A}{{28,40}}"),
-    Token("azure-ad-client-secret", "", r"[a-zA-Z0-9_~.]{3}\dQ~[a-zA-Z0-9_~.\-]{31,34}"),
+    Token("azure-ad-client-secret", "", r"[a-zA-Z0-9_~.]{3}\dQ~[a-zA-Z0-9_~.\-]{31,34}", "Q~"),
     Token("circleci-token", "CCIPAT_|CCIPRJ_", rf"{_A}{{8,40}}_[0-9a-f]{{40}}"),
     Token("harness-api-key", "pat.|sat.", r"[a-zA-Z0-9_\-]{22}\.[0-9a-zA-Z]{24}\.[a-zA-Z0-9]{20}"),
     Token("sourcegraph-access-token", "sgp_", r"(?:[a-fA-F0-9]{16}_|local_)?[a-fA-F0-9]{40}"),
     Token("pulumi-api-token", "pul-", rf"{_HEX}{{40}}"),
-    Token("hashicorp-tf-api-token", "", r"[a-zA-Z0-9]{14}\.atlasv1\.[\w\-=]{60,75}"),
+    Token("hashicorp-tf-api-token", "", r"[a-zA-Z0-9]{14}\.atlasv1\.[\w\-=]{60,75}", ".atlasv1."),
     Token("prefect-api-token", "pnu_|pnb_", rf"{_A}{{30,60}}"),
     Token("infracost-api-token", "ico-", rf"{_A}{{32}}"),
     Token("endorlabs-token", "endr+", rf"{_A}{{16,40}}"),
@@ -84,7 +88,7 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("firebase-cloud-messaging-key", "AAAA", rf"{_W}{{7}}:APA91b{_W}{{100,180}}"),
     Token("azure-storage-key", "AccountKey=", r"[A-Za-z0-9+/]{60,90}={0,2}"),
     Token("azure-shared-access-key", "SharedAccessKey=|SharedAccessSignature=", r"[A-Za-z0-9+/%=&;.\-]{40,400}"),
-    Token("azure-devops-pat", "", r"[0-9a-zA-Z]{76}AZDO[0-9a-zA-Z]{4}"),
+    Token("azure-devops-pat", "", r"[0-9a-zA-Z]{76}AZDO[0-9a-zA-Z]{4}", "AZDO"),
     Token("digitalocean-access-token", "doo_v1_", rf"{_HEX}{{64}}"),
     Token("digitalocean-pat", "dop_v1_", rf"{_HEX}{{64}}"),
     Token("digitalocean-refresh-token", "dor_v1_", rf"{_HEX}{{64}}"),
@@ -122,7 +126,7 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("new-relic-user-api-key", "NRAK-", r"[A-Za-z0-9]{27}"),
     Token("new-relic-browser-api-token", "NRJS-", r"[a-f0-9]{19}"),
     Token("new-relic-insert-key", "NRII-", r"[\w\-]{32}"),
-    Token("new-relic-license-key", "", r"[a-f0-9]{36}NRAL"),
+    Token("new-relic-license-key", "", r"[a-f0-9]{36}NRAL", "NRAL"),
     Token("sentry-org-token", "sntrys_", r"eyJ[\w\-+/=]{50,400}"),
     Token("sentry-user-token", "sntryu_", rf"{_HEX}{{64}}"),
     Token("honeycomb-key", "hcaik_|hcxik_|hcamk_", r"[a-z0-9]{50,64}"),
@@ -146,14 +150,14 @@ TOKENS: Final[tuple[Token, ...]] = (
         "https://discord.com/api/webhooks/|https://discordapp.com/api/webhooks/",
         r"\d{17,20}/[\w\-]{60,80}",
     ),
-    Token("discord-bot-token", "", r"[MNO][A-Za-z\d]{23,27}\.[\w\-]{6}\.[\w\-]{27,40}"),
-    Token("telegram-bot-api-token", "", r"\d{5,16}:A[\w\-]{34}"),
+    Token("discord-bot-token", "", r"[MNO][A-Za-z\d]{23,27}\.[\w\-]{6}\.[\w\-]{27,40}", "."),
+    Token("telegram-bot-api-token", "", r"\d{5,16}:A[\w\-]{34}", ":A"),
     Token("sendgrid-api-token", "SG.", r"[\w\-]{16,32}\.[\w\-]{32,64}"),
     Token("sendinblue-api-token", "xkeysib-|xsmtpsib-", rf"{_HEX}{{64}}-{_A}{{16}}"),
-    Token("mailchimp-api-key", "", r"[a-f0-9]{32}-us\d{1,2}"),
+    Token("mailchimp-api-key", "", r"[a-f0-9]{32}-us\d{1,2}", "-us"),
     Token("mailgun-private-api-token", "key-", rf"{_HEX}{{32}}"),
     Token("mailgun-pub-key", "pubkey-", rf"{_HEX}{{32}}"),
-    Token("mailgun-signing-key", "", r"[a-h0-9]{32}-[a-h0-9]{8}-[a-h0-9]{8}"),
+    Token("mailgun-signing-key", "", r"[a-h0-9]{32}-[a-h0-9]{8}-[a-h0-9]{8}", "-"),
     Token("resend-api-key", "re_", rf"{_A}{{8}}_{_A}{{20,32}}"),
     Token("twilio-api-key", "SK", r"[0-9a-fA-F]{32}"),
     Token("twilio-account-sid", "AC", r"[0-9a-f]{32}"),
@@ -214,7 +218,7 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("adobe-client-secret", "p8e-", rf"{_W}{{32}}"),
     Token("adafruit-io-key", "aio_", rf"{_A}{{28}}"),
     Token("airtable-personnal-access-token", "pat", r"[A-Za-z0-9]{14}\.[a-f0-9]{64}"),
-    Token("asana-personal-access-token", "", r"[0-2]/\d{16}(?:/\d{16})?:[0-9a-f]{32}"),
+    Token("asana-personal-access-token", "", r"[0-2]/\d{16}(?:/\d{16})?:[0-9a-f]{32}", "/"),
     Token(
         "authress-service-client-access-key",
         "sc_|ext_|scauth_|authress_",
@@ -225,9 +229,10 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("clickhouse-cloud-api-secret-key", "4b1d", rf"{_A}{{38}}"),
     Token("contentful-personal-access-token", "CFPAT-", rf"{_W}{{43}}"),
     Token("dropbox-short-lived-api-token", "sl.", r"[\w\-=]{100,1300}"),
-    Token("dropbox-long-lived-api-token", "", r"[a-z0-9]{11}AAAAAAAAAA[a-z0-9\-_=]{43}"),
+    Token("dropbox-long-lived-api-token", "", r"[a-z0-9]{11}AAAAAAAAAA[a-z0-9\-_=]{43}", "AAAAAAAAAA"),
     Token("facebook-page-access-token", "EAAM|EAAC|EAA", rf"{_A}{{80,300}}"),
-    Token("facebook-access-token", "", r"\d{15,16}(?:\||%7[Cc]|%)[0-9a-zA-Z\-_]{27,40}"),
+    Token("facebook-access-token", "", r"\d{15,16}(?:%7[Cc]|%)[0-9a-zA-Z\-_]{27,40}", "%"),
+    Token("facebook-access-token", "", r"\d{15,16}\|[0-9a-zA-Z\-_]{27,40}", "|"),
     Token("instagram-access-token", "IGQV|IGQW", rf"{_W}{{80,300}}"),
     Token("figma-pat", "figd_|figu_|figo_|figur_|figor_", rf"{_W}{{40,64}}"),
     Token("frameio-api-token", "fio-u-", r"[\w\-=]{64}"),
@@ -236,12 +241,12 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("intercom-access-token", "dG9rOi", r"[A-Za-z0-9+/]{40,60}={0,2}"),
     Token("linear-api-key", "lin_api_|lin_oauth_", rf"{_A}{{40,64}}"),
     Token("mapbox-api-token", "pk.|sk.|tk.", r"[a-z0-9A-Z]{60,120}\.[a-zA-Z0-9_\-]{22}"),
-    Token("maxmind-license-key", "", r"[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk"),
+    Token("maxmind-license-key", "", r"[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk", "_mmk"),
     Token("notion-api-token", "ntn_|secret_", rf"{_A}{{43,50}}"),
     Token("okta-access-token", "00", r"[\w=\-]{40}"),
     Token("pandadoc-token", "API-Key ", rf"{_HEX}{{40}}"),
     Token("paddle-api-key", "pdl_live_apikey_|pdl_sdbx_apikey_", r"[\w]{40,70}"),
-    Token("rapidapi-key", "", r"[0-9a-f]{10}msh[0-9a-f]{15}p1[0-9a-f]{5}jsn[0-9a-f]{12}"),
+    Token("rapidapi-key", "", r"[0-9a-f]{10}msh[0-9a-f]{15}p1[0-9a-f]{5}jsn[0-9a-f]{12}", "msh"),
     Token("retool-token", "retool_", r"[\w]{24,64}"),
     Token("rollbar-token", "post_server_item_", rf"{_HEX}{{32}}"),
     Token("salesforce-access-token", "00D", r"[A-Za-z0-9]{12,15}![A-Za-z0-9._]{80,120}"),
@@ -271,7 +276,7 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("unix-password-hash", "$1$|$2a$|$2b$|$2y$|$5$|$6$|$y$|$argon2id$|$argon2i$", r"[A-Za-z0-9./+=,$]{20,200}"),
     Token("casemate-enrol-token", "cme_", rf"{_A}{{32,64}}"),
     Token("casemate-app-key", "cmk_", rf"{_HEX}{{8}}_{_W}{{40,64}}"),
-    Token("luks-recovery", "", r"[cbdefghijklnrtuv]{8}(?:-[cbdefghijklnrtuv]{8}){7}"),
-    Token("bitlocker-recovery", "", r"\d{6}(?:-\d{6}){7}"),
-    Token("filevault-recovery", "", r"[A-Z0-9]{4}(?:-[A-Z0-9]{4}){5}"),
+    Token("luks-recovery", "", r"[cbdefghijklnrtuv]{8}(?:-[cbdefghijklnrtuv]{8}){7}", "-"),
+    Token("bitlocker-recovery", "", r"\d{6}(?:-\d{6}){7}", "-"),
+    Token("filevault-recovery", "", r"[A-Z0-9]{4}(?:-[A-Z0-9]{4}){5}", "-"),
 )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+# Scripts written without spaces (Thai to Khmer, kana, han, hangul), as a range of a character class.
+UNSPACED: Final = (
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
 _MONTH_WORDS: Final = """
 january february march april may june july august september october november december
 jan feb mar apr jun jul aug sep sept oct nov dec
