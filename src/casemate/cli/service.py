@@ -80,14 +80,13 @@ def _install_here(plan: Plan, settings: Any) -> None:
 
 
 def _require_stopped(home: Home) -> None:
-    """Refuse while a device runs on the home; one that the service runs is stopped first."""
-    if not home.exists:
-        return
+    """Stop what an earlier installation runs; refuse while another device runs on the home."""
     from casemate.device.service import plan as planner
 
     _run(planner.STOP, quiet=True)
-    with home.lock():
-        pass
+    if home.exists:
+        with home.lock():
+            pass
 
 
 def _furnish(home: Home, settings: Any) -> None:
