@@ -75,7 +75,7 @@ def open_grant(raw: bytes, release: str, private: Secret, public: bytes) -> Secr
     except TagMismatch:
         raise NotAuthorisedError(
             "the grant does not open with this device's key",
-            hint="ask for one: `casemate device key show`, then `casemate release grant REL --to RECIPIENT`",
+            hint="whoever publishes the release has to grant it to this device's key",
         ) from None
     return Secret(opened)
 
