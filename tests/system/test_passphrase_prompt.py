@@ -32,7 +32,8 @@ class Terminal:
             except OSError:
                 break
         assert text in self.seen, self.seen
-        self.seen = self.seen.partition(text)[2]
+        before, _, self.seen = self.seen.partition(text)
+        return before
 
     def type(self, line):
         os.write(self.fd, line.encode() + b"\n")
@@ -78,6 +79,20 @@ def test_a_new_passphrase_is_asked_twice_and_then_opens_it(env, tmp_path):
     second.type("correct mouse")
     code, rest = second.finish()
     assert (code, "does not open" in rest) == (4, True)
+
+
+def test_a_rotation_asks_for_the_new_passphrase_and_not_for_a_key_file(env, tmp_path):
+    made = Terminal(env, "model", "add", str(tmp_path / "tiny.gguf"))
+    made.expect("new passphrase:")
+    made.type("")
+    assert made.finish()[0] == 0
+    rotation = Terminal(env, "keystore", "rotate", "--to", "passphrase")
+    assert "key file" not in rotation.expect("new passphrase:")
+    rotation.type("correct horse")
+    rotation.expect("once more:")
+    rotation.type("correct horse")
+    code, rest = rotation.finish()
+    assert (code, "opened by passphrase" in rest) == (0, True)
 
 
 def test_pressing_enter_takes_a_key_file(env, tmp_path):
