@@ -31,7 +31,9 @@ GUARD_DATA = HERE.parents[1] / "src/casemate/guard/data"
 SEED = 20240601
 PER_TEMPLATE = 30
 STRENGTH = {"user": 0.1, "document": 0.1}
-FALSE_ALARMS = {"user": 0.005, "document": 0.01}
+FALSE_ALARMS = {"user": 0.005, "document": 0.003}
+THIN = {"user": 0.4, "document": 0.15}
+MARGIN = {"user": 0.0, "document": 0.2}  # orders meant for people are rarer in the documents at hand than in offices
 FLAGGED = {"user": 0.02, "document": 0.03}
 BACKGROUND = {"user": 0.3, "document": 1.0}
 STEPS = 127
@@ -77,7 +79,7 @@ def jobs(rows: list[Row]) -> list[Job]:
 
 def train(job: Job, bag: Bag, labels: np.ndarray, rows: list[Row]) -> dict[str, object]:
     """Fit one model, set its thresholds, and round its weights to signed bytes."""
-    fitter = Fitter(bag, labels, job.importance, STRENGTH[job.name])
+    fitter = Fitter(bag, labels, job.importance, STRENGTH[job.name], THIN[job.name])
     weights, bias = fitter.fit(job.seen)
     scale = float(np.abs(weights).max() / STEPS)
     steps = np.rint(weights / scale).astype(np.int8)
@@ -107,10 +109,11 @@ def thresholds(job: Job, fitter: Fitter, rows: list[Row]) -> tuple[float, float]
         scores.append(held)
         say(f"  without {source}: {len(held)} harmless, 99 % below {np.quantile(held, 0.99):.2f}")
     pool = np.sort(np.concatenate(scores))
-    return tuple(
+    block, flag = (
         float(pool[min(len(pool) - 1, int(np.ceil(len(pool) * (1 - rate))) - 1)]) + 0.01
         for rate in (FALSE_ALARMS[job.name], FLAGGED[job.name])
     )
+    return block + MARGIN[job.name], flag
 
 
 def english_words(rows: list[Row], lexicons: dict[str, str]) -> list[str]:
@@ -154,6 +157,8 @@ def provenance(rows: list[Row]) -> dict[str, object]:
         "seed": SEED,
         "per_template": PER_TEMPLATE,
         "strength": STRENGTH,
+        "thin": THIN,
+        "margin": MARGIN,
         "false_alarms": FALSE_ALARMS,
         "numpy": np.__version__,
         "scipy": scipy.__version__,

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, vstack
 
-from casemate.guard.classes import FEATURES, allowed_signs
+from casemate.guard.classes import FEATURES, NUMBER, SIZE, allowed_signs, feature_classes
 from casemate.guard.features import find_facts, mask_features, windows_of
 from casemate.guard.grammar import Lexicon
 from casemate.guard.normalize import normalize
@@ -21,6 +21,11 @@ from casemate.guard.sentences import cut_sentences, read_text
 ROUNDS = 4
 WEIGHT_SUM = 2000.0
 SIGNS = np.array(allowed_signs())
+DROPPED = 0.3
+THIN_SEED = 7
+_CLASSES_OF = [[NUMBER[name] for name in feature_classes(number)] for number in range(FEATURES)]
+FIRST_CLASS = np.array([classes[0] for classes in _CLASSES_OF])
+SECOND_CLASS = np.array([classes[-1] for classes in _CLASSES_OF])
 WANTED = bytes(int(sign != 0) for sign in SIGNS)
 
 
@@ -57,14 +62,32 @@ def make_bag(texts: Sequence[str], lexicon: Lexicon) -> Bag:
     return Bag(csr_matrix((values, np.array(columns, np.int32), np.array(pointers)), shape=shape), np.array(offsets))
 
 
+def thinned(windows: csr_matrix) -> csr_matrix:
+    """Return *windows* as sparser languages would show them: each row without some of its classes.
+
+    English lexicons know most of a sentence's words, others a few. Without this, the weight of "ignore" beside
+    "instructions" would drain into the many words around them that only English has.
+    """
+    draw = np.random.default_rng(THIN_SEED)
+    thin = windows.tocsr(copy=True)
+    for row in range(thin.shape[0]):
+        kept = draw.random(SIZE) > DROPPED
+        span = slice(thin.indptr[row], thin.indptr[row + 1])
+        columns = thin.indices[span]
+        thin.data[span] = kept[FIRST_CLASS[columns]] & kept[SECOND_CLASS[columns]]
+    thin.eliminate_zeros()
+    return thin
+
+
 @dataclass(frozen=True)
 class Fitter:
-    """What stays the same between fits: the texts, their labels, how much each counts, and the inverse L2 penalty."""
+    """What stays the same between fits: the texts, their labels, how much each counts, the inverse L2 penalty."""
 
     bag: Bag
     labels: np.ndarray
     importance: np.ndarray
     strength: float
+    thin: float  # how much of the attacks' mass their thinned copies carry
 
     def fit(self, chosen: np.ndarray) -> tuple[np.ndarray, float]:
         """Return (weights, bias) fitted to the texts *chosen*."""
@@ -74,13 +97,14 @@ class Fitter:
         clean_rows = np.concatenate([np.arange(bag.offsets[i], bag.offsets[i + 1]) for i in clean])
         clean_mass = np.repeat(self.importance[clean] / np.sqrt(sizes), sizes)
         attack_mass = self.importance[attacks]
-        mass = np.r_[clean_mass / clean_mass.sum(), attack_mass / attack_mass.sum()] * WEIGHT_SUM
-        sides = np.r_[-np.ones(len(clean_rows)), np.ones(len(attacks))]
+        attack_mass = attack_mass / attack_mass.sum()
+        mass = np.r_[clean_mass / clean_mass.sum(), attack_mass * (1 - self.thin), attack_mass * self.thin] * WEIGHT_SUM
+        sides = np.r_[-np.ones(len(clean_rows)), np.ones(2 * len(attacks))]
         telling = np.asarray(bag.windows.sum(1)).ravel()
         weights, bias = np.zeros(FEATURES), 0.0
         for _ in range(ROUNDS):
             best = [bag.offsets[i] + int(np.argmax(telling[bag.offsets[i] : bag.offsets[i + 1]])) for i in attacks]
-            rows = vstack([bag.windows[clean_rows], bag.windows[best]]).tocsr()
+            rows = vstack([bag.windows[clean_rows], bag.windows[best], thinned(bag.windows[best])]).tocsr()
             weights, bias = self._solve(rows, (sides, mass), (weights, bias))
             telling = bag.windows @ weights + bias
         return weights, bias

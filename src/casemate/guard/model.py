@@ -137,7 +137,7 @@ _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("TAG", "RULER", "ROLELINE", "ENDING"), "fake-structure"),
     **dict.fromkeys(("AI", "AIWORD", "ADDRESSED", "USER"), "addresses-assistant"),
     **dict.fromkeys(("DEVELOPER", "IAM"), "authority"),
-    **dict.fromkeys(("INSTEAD", "NOW", "URGENT"), "new-task"),
+    **dict.fromkeys(("INSTEAD", "SWAP", "NOW", "URGENT"), "new-task"),
     **dict.fromkeys(("CONCEAL", "HUSH"), "concealment"),
     "OBEY": "obedience",
 }
