@@ -165,6 +165,10 @@ def verify(*, name: str, as_json: bool) -> int:
     failed = models.verify_model(home, sources, name, progress)
     good, bad = f"{style('ok', 'good')} {name}", f"{style('refused', 'bad')} {name}: {failed}"
     emit({"ok": not failed, "failed": failed}, as_json=as_json, text=bad if failed else good)
+    if failed and not as_json:
+        import sys
+
+        say(f"{style('hint:', 'dim', stream=sys.stderr)} `casemate model rm {name}`, then add it again from a source you trust")
     return UntrustedDataError.exit_code if failed else 0
 
 
