@@ -211,7 +211,9 @@ def test_uninstall_takes_back_what_it_wrote_and_keeps_the_home(service):
     assert removed["left"] == []
     etc = service.host.root / "etc"
     assert not list(etc.rglob("casemate*.service")) + list(etc.rglob("casemate.target"))
-    assert service.host.run("systemctl", "list-unit-files", "casemate*", "--no-legend", check=False).stdout.strip() == ""
+    assert (
+        service.host.run("systemctl", "list-unit-files", "casemate*", "--no-legend", check=False).stdout.strip() == ""
+    )
     assert (service.host.root / HOME.lstrip("/") / "models/saffron.cmodel").exists()
     again = json.loads(service.cli("service", "install", "--json").stdout)
     assert again["installed"] is True
