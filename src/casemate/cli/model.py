@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casemate.cli.output import confirm, emit, human_bytes, json_option, progress, say, style, table, yes_option
+from casemate.cli.output import advise, confirm, emit, human_bytes, json_option, progress, say, style, table, yes_option
 
 if TYPE_CHECKING:
     from casemate.crypto.secret import Secret
@@ -166,9 +166,7 @@ def verify(*, name: str, as_json: bool) -> int:
     good, bad = f"{style('ok', 'good')} {name}", f"{style('refused', 'bad')} {name}: {failed}"
     emit({"ok": not failed, "failed": failed}, as_json=as_json, text=bad if failed else good)
     if failed and not as_json:
-        import sys
-
-        say(f"{style('hint:', 'dim', stream=sys.stderr)} `casemate model rm {name}`, then add it again from a source you trust")
+        advise(f"`casemate model rm {name}`, then add it again from a source you trust")
     return UntrustedDataError.exit_code if failed else 0
 
 

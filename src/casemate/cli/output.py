@@ -80,7 +80,12 @@ def render_error(error: CasemateError, *, as_json: bool) -> None:
         return
     click.echo(f"{style('error:', 'bad', stream=sys.stderr)} {error.message}", err=True)
     if error.hint:
-        click.echo(f"{style('hint:', 'dim', stream=sys.stderr)} {error.hint}", err=True)
+        advise(error.hint)
+
+
+def advise(hint: str) -> None:
+    """Tell the person what to do about what went wrong."""
+    click.echo(f"{style('hint:', 'dim', stream=sys.stderr)} {hint}", err=True)
 
 
 def human_bytes(count: float) -> str:
