@@ -204,10 +204,53 @@ def test_one_address_cannot_hold_every_connection(tmp_path):
         gateway.wait_for(lambda: gateway.chat().status_code == 200)
 
 
+AHEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100
+
+
+def send_ahead(gateway, rounds: int = 500) -> tuple[bool, int]:
+    """Send up to 50,000 requests without reading: (whether all were taken, memory that the gateway grew)."""
+    before = peak_memory(gateway)
+    taken = True
+    with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+        sock.settimeout(3)
+        try:
+            for _ in range(rounds):
+                sock.sendall(AHEAD)
+        except OSError:
+            taken = False
+        time.sleep(0.5)
+        return taken, peak_memory(gateway) - before
+
+
+def test_requests_sent_ahead_without_reading_are_cut_off_and_do_not_fill_the_memory(tmp_path):
+    with running_gateway(tmp_path) as gateway:
+        taken, grown = send_ahead(gateway)
+        assert not taken
+        assert grown < 16 * MB
+        assert gateway.chat().status_code == 200
+
+
+def test_positive_control_without_a_limit_requests_ahead_fill_the_memory(tmp_path):
+    endless = weakened("import casemate.device.gateway.listener as l", "l.MAX_PIPELINED = 10**9")
+    with running_gateway(tmp_path, argv=endless) as gateway:
+        assert send_ahead(gateway)[1] > 32 * MB
+
+
+def test_a_few_requests_ahead_are_answered_in_order(gateway):
+    with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+        sock.settimeout(10)
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 4)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 4:
+            answers += sock.recv(65536)
+
+
 def test_a_client_that_does_not_read_its_answer_is_hung_up_on(tmp_path):
-    def flood(job):
-        while job.say("word " * 2000):
-            pass
+    def flood(job):  # as much as an engine may say; one that says more is a liar and ended as one
+        for _ in range(300):
+            job.say("word " * 2000)
+        while job.say(""):
+            time.sleep(0.05)
         job.done()
 
     short = weakened("import casemate.device.gateway.listener as l", "l.STALL_SECONDS = 0.5")

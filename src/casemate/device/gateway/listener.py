@@ -30,6 +30,12 @@ STALL_SECONDS: Final = 60.0
 """How long a client may leave what was sent to it unread."""
 MAX_CONNECTIONS: Final = 256
 MAX_PER_ADDRESS: Final = 128
+MAX_PIPELINED: Final = 8
+"""Requests that may wait behind one that is being answered: nobody sends them ahead but to fill the memory."""
+
+
+class _TooManyAhead(Exception):  # noqa: N818 - stops the parser; the connection is gone already
+    """A client sent more requests than may wait."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -78,7 +84,10 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
-        """Begin to wait for the rest of the message."""
+        """Begin to wait for the rest of the message; cut off who sends requests ahead without end."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise _TooManyAhead
         self._in_head = False
         self._count = 0
         self._restart_timer(MESSAGE_SECONDS)
