@@ -50,7 +50,7 @@ def test_a_model_becomes_a_release_that_a_device_could_follow(desk):
     made = desk("init", repository)
     assert Path(made["root"]).exists()
     built = desk("build", desk.path / "SPEC.toml", "--out", bundle)
-    assert built["gates"] == ["gguf", "formats", "licence", "evals", "ml-bom"]
+    assert built["gates"] == ["formats", "gguf", "licence", "evals", "ml-bom"]
     again = desk("build", desk.path / "SPEC.toml", "--out", desk.path / "again.release")
     assert again["sha256"] == built["sha256"]
     (published,) = desk("publish", repository, "--add", bundle)["releases"]
@@ -73,6 +73,14 @@ def test_a_model_that_fails_its_smoke_prompt_is_not_built(desk):
     assert (reply["exit"], reply["error"]["code"]) == (11, "policy_denied")
     assert "smoke prompt 'Hello'" in reply["error"]["message"]
     assert not (desk.path / "x").exists()
+
+
+def test_a_policy_is_asked_over_the_demo_model(desk):
+    (desk.path / "kitchen.toml").write_text('schema = 1\nsystem_prompt = "You help the kitchen."\n')
+    text = SPEC.replace('"model"', '"policy"').replace("saffron.gguf", "kitchen.toml").replace("EXPECT", "[a-z]")
+    (desk.path / "POLICY.toml").write_text(text)
+    built = desk("build", desk.path / "POLICY.toml", "--out", desk.path / "kitchen.release")
+    assert built["gates"] == ["formats", "licence", "evals", "ml-bom"]
 
 
 def test_refusals_have_their_codes(desk):

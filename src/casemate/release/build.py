@@ -57,7 +57,8 @@ def build(
     wanted = spec.load(specification)
     inputs = spec.inputs(wanted, specification.absolute().parent)
     gates: list[str] = []
-    facts = _examine(wanted, inputs, gates)
+    facts, passed = examine(wanted.kind, inputs)
+    gates.extend(passed)
     licences.check(policy, wanted.licence, facts.licence if facts else "")
     gates.append("licence")
     if evaluate is not None:
@@ -74,14 +75,16 @@ def build(
     return Built(header, out, out.stat().st_size, _digest_of(out))
 
 
-def _examine(wanted: spec.Spec, inputs: list[spec.Input], gates: list[str]) -> GgufFacts | None:
-    """Pass the gates that look into files; returns what the (first) model's header says."""
-    formats = scan.scan(wanted.kind, inputs)
+def examine(kind: str, inputs: list[spec.Input]) -> tuple[GgufFacts | None, list[str]]:
+    """Pass the gates that look into files; returns what the (first) model's header says, and the gates' names.
+
+    Raises:
+        UntrustedDataError: `release-format`, `gguf-*`: a file is not what a release of *kind* may hold.
+
+    """
+    formats = scan.scan(kind, inputs)
     models = [scan.check_model(item) for item in inputs if formats[item.name] == "gguf"]
-    if models:
-        gates.append("gguf")
-    gates.append("formats")
-    return models[0] if models else None
+    return (models[0], ["formats", "gguf"]) if models else (None, ["formats"])
 
 
 def _measure(inputs: list[spec.Input], progress: Progress) -> tuple[manifest.File, ...]:

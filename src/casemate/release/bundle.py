@@ -3,6 +3,7 @@
     release.json            kind, name, version, ... and every file with its digest
     files/<name>            the release's files, sorted
     mlbom.cdx.json          provenance.intoto.json
+    release.sha256          the digest of release.json
 
 Regular files only, one spelling of every header block (`formats.archive`), no times and no owners: the same input gives
 the same bytes. Reading it back checks every digest; it proves integrity, not origin, which the signature does later.
@@ -27,6 +28,7 @@ from casemate.release.spec import Input
 
 SCHEMA: Final = 1
 HEADER: Final = "release.json"
+SEAL: Final = "release.sha256"
 PREFIX: Final = "files/"
 _BLOCK: Final = 1 << 20
 _PAPER_LIMIT: Final = 16 << 20
@@ -81,6 +83,7 @@ def write(out: Path, header: Header, inputs: Sequence[Input], papers: dict[str, 
                 _put_file(target, item, row, advance)
             for name in sorted(papers):
                 _put_bytes(target, name, papers[name])
+            _put_bytes(target, SEAL, _seal(msgspec.json.encode(header)))
             target.write(archive.END)
             target.flush()
             os.fsync(target.fileno())
@@ -102,10 +105,13 @@ def unpack(source: Path, directory: Path) -> Opened:
     """
     try:
         with source.open("rb") as tar:
-            header = _parse(_take(tar, HEADER))
+            raw = _take(tar, HEADER)
+            header = _parse(raw)
             for row in header.files:
                 _extract(tar, row, directory / PREFIX / row.path)
             papers = {name: _take(tar, name) for name in sorted((MLBOM, PROVENANCE))}
+            if _take(tar, SEAL) != _seal(raw):
+                raise _damaged(f"{HEADER} is not what was written")
             if tar.read(len(archive.END) + 1) != archive.END:
                 raise _damaged("it does not end where it should")
     except FileNotFoundError as error:
@@ -127,6 +133,10 @@ def _parse(raw: bytes) -> Header:
     if header.schema != SCHEMA or names != sorted(set(names)) or unsafe or msgspec.json.encode(header) != raw:
         raise _damaged(f"{HEADER} breaks a rule")
     return header
+
+
+def _seal(raw: bytes) -> bytes:
+    return hashlib.sha256(raw).hexdigest().encode() + b"\n"
 
 
 def _put_bytes(target: BinaryIO, name: str, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """Publishing: a bundle becomes encrypted chunks, a manifest and an entry of signed metadata, in that order.
 
 Nothing counts before the timestamp names it, so a cut leaves files that nobody asks for. A version is published once.
-Deltas are made against the newest releases of the same name; the full payload is always there.
+Deltas are made against the newest releases of the same name; the full payload is always there. What a build says it
+checked is checked again here as far as files can tell: the host that signs believes no other.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from casemate.crypto.secret import Secret
 from casemate.errors import OperationError, UsageError
 from casemate.formats import manifest, payload, signature_log
 from casemate.formats.grant import CONTENT_KEY_BYTES
-from casemate.release import bundle, files, sign, store
+from casemate.release import build, bundle, files, mlbom, sign, store
 from casemate.release.delta import Source, pair
 from casemate.release.repository import Repository
 from casemate.release.roles import OF_KIND
 from casemate.release.sealing import make_payload
+from casemate.release.spec import Input
 
 DELTAS: Final = 3
 
@@ -58,6 +60,8 @@ def _stage(repository: Repository, path: Path, *, deltas: int, tell: Tell) -> st
     try:
         opened = bundle.unpack(path, work)
         _refuse_again(repository, opened.header)
+        build.examine(opened.header.kind, [Input(row.path, opened.directory / row.path) for row in opened.header.files])
+        mlbom.validate(opened.mlbom)
         record = _seal(repository, opened, work, deltas=deltas, tell=tell)
         final = store.directory_of(repository, record.id)
         work.rename(final)

@@ -29,7 +29,7 @@ from casemate.release import files
 
 _LIMIT: Final = 1 << 20
 _PATH: Final = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,99}(/[A-Za-z0-9_+][A-Za-z0-9._+-]{0,99}){0,15}\Z")
-_RESERVED: Final = frozenset({MLBOM, PROVENANCE, "release.json"})
+_RESERVED: Final = frozenset({MLBOM, PROVENANCE})
 
 
 class SpecFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"name": "as"}):

@@ -28,6 +28,7 @@ from casemate.errors import (
 from casemate.formats import channel_set, grant, manifest, payload, signature_log
 from casemate.release import build, bundle, channels, check, export, grants, licences, publish, setup, sign
 from casemate.release.repository import Repository
+from casemate.release.spec import Input
 from support import gguf_files
 from support.release import FixedClock, keystore
 
@@ -96,7 +97,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 def test_any_tar_program_reads_a_bundle(tmp_path):
     with tarfile.open(built(tmp_path / "a")) as tar:
         names = tar.getnames()
-    assert names == ["release.json", "files/NOTICE.txt", "files/tiny.gguf", "mlbom.cdx.json", "provenance.intoto.json"]
+    assert names == ["release.json", "files/NOTICE.txt", "files/tiny.gguf", "mlbom.cdx.json", "provenance.intoto.json",
+                     "release.sha256"]  # fmt: skip
 
 
 def test_the_papers_say_what_is_in_it_and_what_was_checked(tmp_path):
@@ -110,7 +112,7 @@ def test_the_papers_say_what_is_in_it_and_what_was_checked(tmp_path):
     assert model in {row["content"] for part in bom["components"] for row in part["hashes"]}
     assert {"name": "tiny.gguf", "digest": {"sha256": model}} in statement["subject"]
     gates = statement["predicate"]["buildDefinition"]["internalParameters"]["gates"]
-    assert gates == ["gguf", "formats", "licence", "evals: not run", "ml-bom"]
+    assert gates == ["formats", "gguf", "licence", "evals: not run", "ml-bom"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_the_papers_say_what_is_in_it_and_what_was_checked(tmp_path):
         ({"text": SPEC.replace('"NOTICE.txt"', '"missing"')}, ConfigError, "not a regular file"),
         ({"text": SPEC.replace('"NOTICE.txt"', '"tiny.gguf"')}, ConfigError, "twice"),
         ({"text": SPEC.replace('"NOTICE.txt"', '{{path = "NOTICE.txt", as = "../x"}}')}, ConfigError, "cannot be"),
-        ({"text": SPEC.replace('"NOTICE.txt"', '{{path = "NOTICE.txt", as = "release.json"}}')}, ConfigError, "cannot"),
+        ({"text": SPEC.replace('"NOTICE.txt"', '{{path = "NOTICE.txt", as = "mlbom.cdx.json"}}')}, ConfigError, "cannot"),
     ],
 )  # fmt: skip
 def test_each_gate_fails_the_build_and_leaves_nothing(tmp_path, change, error, words):
@@ -223,6 +225,21 @@ def test_a_version_is_published_once(repository, tmp_path):
     with pytest.raises(UsageError, match="published already"):
         put(repository, tmp_path, "1.0")
     assert len(list((repository.directory / "private" / "releases").iterdir())) == 1
+
+
+def test_a_build_that_lies_about_its_gates_is_not_signed(repository, tmp_path):
+    honest = bundle.unpack(built(tmp_path / "spec"), tmp_path / "opened")
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(gguf_files.MALFORMED["overlapping tensors"][0])
+    row = manifest.File("bad.gguf", bad.stat().st_size, hashlib.sha256(bad.read_bytes()).hexdigest())
+    papers = {signature_log.MLBOM: honest.mlbom, signature_log.PROVENANCE: honest.provenance}
+    lying = msgspec.structs.replace(honest.header, files=(row,))
+    bundle.write(tmp_path / "lying", lying, [Input("bad.gguf", bad)], papers, lambda count: None)
+    with pytest.raises(UntrustedDataError) as error:
+        publish.publish(repository, [tmp_path / "lying"], tell=lambda text: None)
+    assert error.value.check == "gguf-layout"
+    assert not list((repository.directory / "private" / "releases").iterdir())
+    assert not (repository.public / "log" / "log-1" / "checkpoint").exists()
 
 
 def test_verify_finds_every_kind_of_damage(repository, tmp_path):
