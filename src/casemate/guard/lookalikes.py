@@ -28,13 +28,14 @@ _CAPITALS: Final = (
 )
 _TABLE.update({ord(pair[0]): pair[1] for pair in _CAPITALS.split()})
 _LETTERS: Final = "".join(map(chr, _TABLE))
+LOOKALIKES: Final = frozenset(_LETTERS)
 _MIXED = re.compile(f"[A-Za-z][{_LETTERS}]|[{_LETTERS}][A-Za-z]")
 
 _TURNED_LETTERS: Final = (
     "\u0250q\u0254p\u01dd\u025f\u0183\u0265\u1d09\u027e\u029el\u026fuodb\u0279s\u0287n\u028c\u028dx\u028ez"
 )
 _TURNED: Final = str.maketrans(_TURNED_LETTERS, "abcdefghijklmnopqrstuvwxyz")
-_TELLTALE = re.compile("[\u0250\u0254\u01dd\u025f\u0183\u0265\u1d09\u027e\u029e\u026f\u0279\u0287\u028c\u028d\u028e]")
+TURNED: Final = frozenset("\u0250\u0254\u01dd\u025f\u0183\u0265\u1d09\u027e\u029e\u026f\u0279\u0287\u028c\u028d\u028e")
 _ENOUGH_TURNED: Final = 4
 
 
@@ -45,6 +46,6 @@ def plain_letters(text: str) -> str | None:
 
 def turned_over(text: str) -> str | None:
     """Return *text* turned the right way up, None when it is not upside down."""
-    if len(_TELLTALE.findall(text)) < _ENOUGH_TURNED:
+    if sum(map(text.count, TURNED)) < _ENOUGH_TURNED:
         return None
     return text.translate(_TURNED)[::-1]

@@ -99,7 +99,7 @@ def normalize(text: str) -> Normal:
     if text.isascii():
         if text.isprintable() or text.translate(_BREAKS).isprintable() or not _ASCII_CONTROL.search(text):
             return Normal(text, text, None, ())
-    elif not _UNUSUAL.search(text) and unicodedata.is_normalized("NFKC", text):
+    elif all(map(_is_plain, set(text))) or (not _UNUSUAL.search(text) and unicodedata.is_normalized("NFKC", text)):
         return Normal(text, text, None, ())
     rewritten, starts = _rewrite(text)
     return Normal(text, rewritten, starts, find_hidden(text))
@@ -169,6 +169,15 @@ def _spell_cluster(cluster: str) -> str:
         bare = "".join(c for c in composed if not unicodedata.combining(c))
         return unicodedata.normalize("NFKD", bare)[:1] if marks > MARKS_KEPT and bare else bare
     return composed
+
+
+@lru_cache(maxsize=8192)
+def _is_plain(character: str) -> bool:
+    """Return whether *character* is spelt one way only, whatever stands beside it."""
+    if character.isascii():
+        return character.isprintable() or character in "\t\n\r"
+    joins = unicodedata.combining(character) or unicodedata.category(character).startswith("M")
+    return not joins and not _UNUSUAL.match(character) and unicodedata.is_normalized("NFKC", character)
 
 
 @lru_cache(maxsize=8192)

@@ -7,13 +7,13 @@ prose has none of the signs that start a decoder and costs next to nothing here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from casemate.guard import decoders
 from casemate.guard.grammar import Lexicon
-from casemate.guard.lookalikes import plain_letters, turned_over
+from casemate.guard.lookalikes import LOOKALIKES, TURNED, plain_letters, turned_over
 from casemate.guard.normalize import normalize
 from casemate.guard.sentences import Reading, read_text
 from casemate.guard.spelling import Spelling
@@ -27,6 +27,7 @@ SINGLES: Final = 4
 SINGLE_SHARE: Final = 0.15
 CODES: Final = 4
 PAIR: Final = 2
+CODE_RUN: Final = 6
 CODE_LENGTHS: Final = frozenset({2, 3, 8})
 LONG_RUN: Final = 24
 LONG_TEXT: Final = 60_000
@@ -64,8 +65,8 @@ class Unmasking:
         self._lexicon = lexicon
         self._spelling = spelling = Spelling(lexicon, frozenset(ordinary))
         self._decoders: tuple[tuple[str, Callable[[str, _Signs], str | None]], ...] = (
-            ("lookalikes", lambda text, signs: None if signs.ascii else plain_letters(text)),
-            ("upside-down", lambda text, signs: None if signs.ascii else turned_over(text)),
+            ("lookalikes", lambda text, signs: plain_letters(text) if signs.lookalikes else None),
+            ("upside-down", lambda text, signs: turned_over(text) if signs.turned else None),
             ("escapes", lambda text, signs: decoders.escapes(text) if signs.escaped else None),
             ("base64", lambda text, signs: decoders.base64_runs(text) if signs.runs else None),
             ("hex", lambda text, signs: decoders.hex_runs(text) if signs.hexadecimal else None),
@@ -121,7 +122,9 @@ class _Signs:
         text, self.tokens = reading.text, reading.tokens
         unknown = {token for token, entry in zip(self.tokens, reading.entries, strict=True) if entry is None}
         odd = [token for token in unknown if not token.isalpha()]
-        self.ascii = text.isascii()
+        characters = frozenset() if text.isascii() else frozenset(text)
+        self.lookalikes = not LOOKALIKES.isdisjoint(characters)
+        self.turned = not TURNED.isdisjoint(characters)
         self.single = self._written_apart({token for token in unknown if len(token) == 1 and token.isalpha()})
         self.escaped = "%" in text or "&" in text or "\\" in text or "<" in text
         self.strokes = not unknown or text.count("-") + text.count(".") > len(text) // 4
@@ -130,8 +133,8 @@ class _Signs:
         self.backwards = len(unknown & spelling.backwards) >= FEW
         self.pig = text.count("ay") > PIG_SHARE * max(len(self.tokens), 2 * FEW)
         self.runs = any(len(token) >= RUN for token in odd) or any(len(token) >= LONG_RUN for token in unknown)
-        self.hexadecimal = self.runs or sum(len(token) == PAIR for token in odd) >= CODES
-        self.numbers = sum(token.isdigit() and len(token) in CODE_LENGTHS for token in odd) >= CODES
+        self.hexadecimal = self.runs or sum(len(token) == PAIR and not token.isdigit() for token in odd) >= FEW
+        self.numbers = sum(map(str.isdigit, odd)) >= CODES and _longest_run(self.tokens) >= CODE_RUN
         self.leet = sum(map(spelling.is_leet, odd)) + text.count("@") + text.count("$") >= FEW
         self.corrections = {} if len(text) > LONG_TEXT else spelling.corrections(unknown)
 
@@ -140,6 +143,15 @@ class _Signs:
         if len(letters) < SINGLES:
             return False
         return sum(len(token) == 1 and token.isalpha() for token in self.tokens) >= SINGLE_SHARE * len(self.tokens)
+
+
+def _longest_run(tokens: Sequence[str]) -> int:
+    """Return how many numbers of two, three or eight digits follow each other at most."""
+    longest = run = 0
+    for token in tokens:
+        run = run + 1 if len(token) in CODE_LENGTHS and token.isdigit() else 0
+        longest = max(longest, run)
+    return longest
 
 
 def _corrected(signs: _Signs) -> str | None:

@@ -60,13 +60,15 @@ def _folding() -> dict[int, str]:
 
 
 _FOLDING: Final = _folding()
+_FOLDED: Final = frozenset(map(chr, _FOLDING))
 
 
 def fold(text: str) -> str:
     """Return *text* in lower case without accents; the same length, so offsets stay."""
-    if text.isascii():
-        return text.lower().replace("_", " ")
-    return text.translate(_FOLDING).lower().translate(_FOLDING)
+    folded = text.replace("\u0130", "i").lower().replace("_", " ")
+    if folded.isascii() or _FOLDED.isdisjoint(folded):
+        return folded
+    return folded.translate(_FOLDING)
 
 
 def split_words(folded: str) -> list[str]:
