@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -91,3 +92,34 @@ def test_the_socket_is_private_from_the_start(tmp_path):
         return mode
 
     assert asyncio.run(scenario()) == 0o600
+
+
+TITLE = "\x1b]0;owned\x07\x1b[2J\u202e"
+
+
+def read_status(folder, **state: Any) -> dict[str, Any]:
+    """Read the status of an agent that says *state*, as the command line does."""
+
+    async def scenario() -> dict[str, Any]:
+        async def answer(_question: ipc.Ask) -> dict[str, Any]:
+            return state
+
+        server = admin.AdminServer(folder / "agent.sock", answer)
+        await server.start()
+        try:
+            return await asyncio.to_thread(admin.ask, folder, "status")
+        finally:
+            server.close()
+
+    return asyncio.run(scenario())
+
+
+def test_a_taken_over_agent_does_not_steer_the_terminal_of_who_asks(tmp_path):
+    told = read_status(tmp_path, models=[{"reason": TITLE, TITLE: 1}], endpoint=TITLE, pid=7, ready=True)
+    assert all(text.isprintable() for text in (told["endpoint"], told["models"][0]["reason"], *told["models"][0]))
+    assert (told["pid"], told["ready"]) == (7, True)
+
+
+def test_control_the_raw_answer_would(tmp_path, monkeypatch):
+    monkeypatch.setattr(admin, "_printable", lambda value: value)
+    assert read_status(tmp_path, endpoint=TITLE)["endpoint"] == TITLE

@@ -110,6 +110,16 @@ def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
         raise OperationError("the agent did not answer", hint="see `casemate status`") from error
     finally:
         channel.close()
+    data: dict[str, Any] = _printable(reply.data)
     if not reply.ok:
-        raise OperationError(str(reply.data.get("message", "the agent refused")))
-    return dict(reply.data)
+        raise OperationError(str(data.get("message", "the agent refused")))
+    return data
+
+
+def _printable(value: Any) -> Any:
+    """Replace what steers a terminal: the answer comes from a process that reads hostile data, root may be reading."""
+    if isinstance(value, str):
+        return "".join(char if char.isprintable() else "?" for char in value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value

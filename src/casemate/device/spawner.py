@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -70,6 +71,7 @@ def _be_agent(owner: Owner, parent: int, link: socket.socket, work: Callable[[La
             return 1
         return work(SpawnerLaunchers(link))
     except BaseException:  # noqa: BLE001 - a forked child must not run its parent's clean-up
+        traceback.print_exc()
         return 1
 
 
