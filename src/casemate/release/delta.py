@@ -12,6 +12,7 @@ changed chunk in full, where XOR and windows give its difference (measured in be
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final, Literal
 
@@ -28,7 +29,8 @@ from casemate.release.tensors import Tensor, safetensors_extents
 LEVEL: Final = 3
 """Of compression. Differences of weights are close to noise: more effort finds little (see the benchmark)."""
 
-_FILE_LEVEL: Final = 19
+_FILE_LEVEL: Final = 19  # of everything that is not weights
+_VERSION: Final = re.compile(r"[-_.]?\b(?=[0-9a-f]*[0-9])[0-9a-f]{6,}|[-_.][0-9][0-9.]*")
 _XOR_PIECE: Final = 1 << 20
 _COMPARE: Final = 1 << 20
 _RAW_LIMIT: Final = 256 << 20
@@ -89,18 +91,34 @@ def best_step(new: Source, old: Source | None, spool: Spool) -> tuple[fmt.Step, 
 
 
 def pair(new: Iterable[Source], old: Iterable[Source]) -> dict[str, Source]:
-    """Choose a base for each new file (by its path): the same content, else the same path, else the same file name."""
-    olds = list(old)
-    by_digest = {source.sha256: source for source in olds}
-    by_path = {source.path: source for source in olds}
-    by_name = {source.path.rpartition("/")[2]: source for source in reversed(olds)}
+    """Choose a base for each new file (by its path): same content, else same path, else file name, else its stem."""
+    keys: tuple[Callable[[Source], str], ...] = (_digest, _path, _name, _stem)
+    olds = [source for source in old if source.size]
+    tables = [{key(source): source for source in reversed(olds)} for key in keys]
     found: dict[str, Source] = {}
     for source in new:
-        name = source.path.rpartition("/")[2]
-        base = by_digest.get(source.sha256) or by_path.get(source.path) or by_name.get(name)
-        if base and base.size:
+        bases = (table.get(key(source)) for key, table in zip(keys, tables, strict=True))
+        base = next(filter(None, bases), None)
+        if base:
             found[source.path] = base
     return found
+
+
+def _digest(source: Source) -> str:
+    return source.sha256
+
+
+def _path(source: Source) -> str:
+    return source.path
+
+
+def _name(source: Source) -> str:
+    return source.path.rpartition("/")[2]
+
+
+def _stem(source: Source) -> str:
+    """Return the name without versions and hashes: `libpng-2a828d05.so.16.44` becomes `libpng.so`."""
+    return _VERSION.sub("", _name(source))
 
 
 def whole(source: Source) -> Iterator[bytes]:
@@ -219,7 +237,7 @@ class _Walk:
         same = base.find(piece)
         if same >= 0:
             return _Copy(where[0] + same, len(piece))
-        return min(codec.patch(base, where[0], piece, self._level), codec.literal(piece, self._level), key=len)
+        return min(codec.patch(base, where[0], piece, _FILE_LEVEL), codec.literal(piece, _FILE_LEVEL), key=len)
 
     def _padding(self, start: int, length: int, base_start: int) -> _Copy | bytes:
         """Continue a copy over padding when the old file has the same bytes there."""

@@ -128,8 +128,17 @@ def test_the_smallest_wins(new, old, codec_name):
 
 def test_bases_are_found_by_content_then_path_then_name():
     old = [source(b"same", "v1/moved"), source(b"a1", "lib/a"), source(b"b1", "app-1.0/b")]
-    new = [source(b"same", "v2/here"), source(b"a2", "lib/a"), source(b"b2", "app-1.1/b"), source(b"c", "c")]
+    old += [source(b"p1", "lib/libpng16-2a828d05.so.16.44"), source(b"", "empty")]
+    new = [
+        source(b"p2", "lib/libpng16-55aa0e1f.so.16.45"),
+        source(b"e", "empty"),
+        source(b"same", "v2/here"),
+        source(b"a2", "lib/a"),
+        source(b"b2", "app-1.1/b"),
+        source(b"c", "c"),
+    ]
     found = planner.pair(new, old)
     assert {path: base.path for path, base in found.items()} == {
         "v2/here": "v1/moved", "lib/a": "lib/a", "app-1.1/b": "app-1.0/b",
+        "lib/libpng16-55aa0e1f.so.16.45": "lib/libpng16-2a828d05.so.16.44",
     }  # fmt: skip
