@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +33,7 @@ def create(directory: Path, keys: KeyStore, clock: Clock) -> Repository:
     """
     repository = Repository.create(directory, keys, clock, secrets.token_hex(8))
     keys.make_secret(CONTENT)
-    _add_authority(repository, "authority-1")
-    _add_log(repository, "log-1")
-    _publish_trust(repository)
+    _trust(repository, _new_authority(repository, "authority-1"), _new_log(repository, "log-1"))
     return repository
 
 
@@ -100,42 +98,40 @@ def _replace_signer(repository: Repository, role: str, name: str, *, keep: bool)
     if name not in held:
         raise NotFoundError(f"no key {name} counts", hint="`casemate release key list` names them")
     new_name = _next_name(role, list(held))
-    add: Callable[[Repository, str], None] = _add_authority if role == "authority" else _add_log
-    add(repository, new_name)
-    if not keep:
-        authorities = dict(repository.description.authorities)
-        logs = dict(repository.description.logs)
-        (authorities if role == "authority" else logs).pop(name)
-        _describe(repository, authorities=authorities, logs=logs)
-    _publish_trust(repository)
+    kept = {key: value for key, value in held.items() if keep or key != name}
+    if role == "authority":
+        _trust(repository, kept | _new_authority(repository, new_name), repository.description.logs)
+    else:
+        _trust(repository, repository.description.authorities, kept | _new_log(repository, new_name))
     repository.keys.retire(name)
     return new_name
 
 
-def _add_authority(repository: Repository, name: str) -> None:
+def _new_authority(repository: Repository, name: str) -> dict[str, str]:
+    """Make an authority's key and its certificate; nobody trusts it yet."""
     key = repository.keys.make_authority(name)
-    root = x509.make_root(
-        key, f"casemate release authority {repository.description.id}", repository.now() - _SKEW_SECONDS
-    )
-    _describe(repository, authorities={**repository.description.authorities, name: x509.to_pem(root)})
+    subject = f"casemate release authority {repository.description.id}"
+    return {name: x509.to_pem(x509.make_root(key, subject, repository.now() - _SKEW_SECONDS))}
 
 
-def _add_log(repository: Repository, name: str) -> None:
+def _new_log(repository: Repository, name: str) -> dict[str, str]:
+    """Make a log's key; nobody trusts it yet."""
     public = repository.keys.make_signing(name, online=True)
     origin = f"casemate.release/{repository.description.id}/{name}"
-    _describe(repository, logs={**repository.description.logs, name: str(tlog.VerifierKey(origin, public))})
+    return {name: str(tlog.VerifierKey(origin, public))}
 
 
-def _publish_trust(repository: Repository) -> None:
-    """Publish whom devices trust to sign releases: a target of the offline targets role."""
+def _trust(repository: Repository, authorities: Mapping[str, str], logs: Mapping[str, str]) -> None:
+    """Publish whom devices trust to sign releases (a target of the offline targets role), then sign with them.
+
+    In this order, because a release signed under what nobody trusts is refused everywhere.
+    """
     trust = signature_log.SigningTrust(
-        signature_log.SCHEMA,
-        tuple(repository.description.authorities.values()),
-        tuple(repository.description.logs.values()),
-        OFFLINE_DAYS,
+        signature_log.SCHEMA, tuple(authorities.values()), tuple(logs.values()), OFFLINE_DAYS
     )
     info = repository.add_target(signature_log.TRUST_PATH, msgspec.json.encode(trust))
     repository.edit({"targets": lambda targets: targets.targets.update({signature_log.TRUST_PATH: info})})
+    _describe(repository, authorities=authorities, logs=logs)
 
 
 def _describe(
