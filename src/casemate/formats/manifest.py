@@ -285,7 +285,7 @@ class SealedPart(_Struct, frozen=True):
     licence: Label = ""
     smoke: Annotated[tuple[Smoke, ...], msgspec.Meta(max_length=64)] = ()
     bounds: Bounds = Bounds()
-    signature: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""  # the model-signing bundle, as its JSON text
+    signature: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""  # a formats.signature_log.SignedRelease, as JSON
     mlbom_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     provenance_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
 

@@ -126,7 +126,8 @@ def test_the_papers_say_what_is_in_it_and_what_was_checked(tmp_path):
         ({"text": SPEC.replace('"NOTICE.txt"', '"missing"')}, ConfigError, "not a regular file"),
         ({"text": SPEC.replace('"NOTICE.txt"', '"tiny.gguf"')}, ConfigError, "twice"),
         ({"text": SPEC.replace('"NOTICE.txt"', '{{path = "NOTICE.txt", as = "../x"}}')}, ConfigError, "cannot be"),
-        ({"text": SPEC.replace('"NOTICE.txt"', '{{path = "NOTICE.txt", as = "mlbom.cdx.json"}}')}, ConfigError, "be the"),
+        ({"text": SPEC.replace("NOTICE.txt", "mlbom.cdx.json")}, ConfigError, "not a regular file"),
+        ({"text": SPEC.replace('"NOTICE.txt"', '{{path="NOTICE.txt", as="mlbom.cdx.json"}}')}, ConfigError, "be the"),
     ],
 )  # fmt: skip
 def test_each_gate_fails_the_build_and_leaves_nothing(tmp_path, change, error, words):
