@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from casemate.device import ownership
+from casemate.device import models, ownership
 from casemate.device.home import Home, owner_of
 from casemate.device.journal import append_offline, offline
 from casemate.device.ownership import hand_over
 from casemate.device.service.setup import open_run
 from casemate.errors import CasemateError
 from casemate.formats import event
+from casemate.keystores.files import replace_small
 from support import homes
 
 pytestmark = pytest.mark.root
@@ -119,3 +121,30 @@ def test_handing_over_a_home_gives_away_neither_linked_nor_hard_linked_files(hom
     os.link(victim / "shadow", home.journal / "c")
     hand_over(home)
     assert looks(victim) == before
+
+
+PIPES = {
+    "a leftover of the models": ("models/.new-0", models.list_models),
+    "a leftover of the keystore": (
+        "keystore/.keystore.json.0.tmp",
+        lambda home: replace(home.keystore / "keystore.json"),
+    ),
+}
+
+
+def replace(path: Path) -> None:
+    replace_small(path, path.read_bytes(), "keystore")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("case", PIPES)
+def test_a_planted_pipe_does_not_hang_root(home, case):
+    name, command = PIPES[case]
+    os.mkfifo(home.path / name)
+    command(home)
+
+
+def test_control_who_opens_a_pipe_as_a_file_waits_for_ever(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run(["cat", str(tmp_path / "pipe")], timeout=0.5, check=False)

@@ -238,7 +238,8 @@ def _replaced(file: str) -> Any:
     def opened() -> Iterator[Any]:
         temporary = Path(f"{file}.part")
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:  # noqa: PTH123 - a mode at birth
+            temporary.unlink(missing_ok=True)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:  # noqa: PTH123 - a mode at birth
                 yield out
             temporary.replace(file)
         finally:

@@ -351,7 +351,7 @@ def remove_leftovers(directory: Path) -> None:
     """Remove temporary files whose writer is gone."""
     for path in directory.glob(f"{_TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
@@ -375,9 +375,12 @@ def remove_records(path: Path) -> None:
 
 def _read_record(record: Path) -> bytes | None:
     """Return the slot area of an unfinished change. The record got its name when it was whole."""
-    with contextlib.suppress(FileNotFoundError), record.open("rb") as file:
+    try:
+        fd = os.open(record, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(fd, "rb") as file:
         return file.read(fmt.AREA_BYTES + 1)
-    return None
 
 
 def replace_area(path: Path, header: Header, area: SlotArea, data_key: Secret) -> None:

@@ -88,7 +88,7 @@ def locked_directory(path: Path) -> Iterator[None]:
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of *path* whose writer was killed: they may hold a key."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        fd = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()
