@@ -14,10 +14,12 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
-from tools.train_guard.fit import Bag, Fitter, make_bag
+from tools.train_guard.fit import Fitter, make_bag
+from tools.train_guard.report import left_out
 from tools.train_guard.rows import DATA, HERE, Row, training_rows
 
 from casemate.guard.classes import CLASSES
@@ -53,6 +55,9 @@ def main() -> None:
     """Train and write."""
     options = argparse.ArgumentParser(prog="python -m tools.train_guard", description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=GUARD_DATA / "injection.json", help="where the model goes")
+    options.add_argument(
+        "--left-out", action="store_true", help="report each source judged by models that never saw it"
+    )
     arguments = options.parse_args()
     lexicons = {path.stem: path.read_text(encoding="utf-8") for path in sorted((GUARD_DATA / "lexicon").glob("*.txt"))}
     rows = training_rows(SEED, PER_TEMPLATE)
@@ -61,7 +66,13 @@ def main() -> None:
     labels = np.array([row.label for row in rows])
     bag = make_bag([row.text for row in rows], lexicon)
     say(f"{len(rows)} texts, {bag.windows.shape[0]} windows, {len(lexicons)} lexicons")
-    sets = {job.name: train(job, bag, labels, rows) for job in jobs(rows)}
+    sets = {}
+    for job in jobs(rows):
+        fitter = Fitter(bag, labels, job.importance, STRENGTH[job.name], THIN[job.name])
+        sets[job.name] = trained = train(job, fitter, rows)
+        if arguments.left_out:
+            mine = np.array([row.untrusted == (job.name == "document") for row in rows])
+            say("\n".join(left_out(fitter, rows, job.seen, mine, float(trained["block"]))))
     ordinary = " ".join(ordinary_words(rows, lexicon))
     words = {"ordinary": ordinary, "english": " ".join(english)}
     stored = {"schema": 1, "classes": CLASSES, "sets": sets, **words, "provenance": provenance(rows)}
@@ -77,9 +88,8 @@ def jobs(rows: list[Row]) -> list[Job]:
     return [Job(name, np.flatnonzero(mask), np.where(background, BACKGROUND[name], 1.0)) for name, mask in seen.items()]
 
 
-def train(job: Job, bag: Bag, labels: np.ndarray, rows: list[Row]) -> dict[str, object]:
+def train(job: Job, fitter: Fitter, rows: list[Row]) -> dict[str, Any]:
     """Fit one model, set its thresholds, and round its weights to signed bytes."""
-    fitter = Fitter(bag, labels, job.importance, STRENGTH[job.name], THIN[job.name])
     weights, bias = fitter.fit(job.seen)
     scale = float(np.abs(weights).max() / STEPS)
     steps = np.rint(weights / scale).astype(np.int8)
