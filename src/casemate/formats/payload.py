@@ -35,9 +35,13 @@ def release_id(content_key: Secret, *, kind: str, name: str, version: str, files
     return keyed_id(content_key, "release-id", kind.encode(), name.encode(), version.encode(), listed)
 
 
-def payload_id(content_key: Secret, release: str, sha256: bytes) -> str:
-    """Name a payload of *release* whose plaintext stream has the digest *sha256*."""
-    return keyed_id(content_key, "release-payload-id", bytes.fromhex(release), sha256)
+def payload_id(content_key: Secret, release: str, sha256: bytes, base_release: str = "") -> str:
+    """Name a payload of *release* whose plaintext stream has the digest *sha256*; a delta is named with its base.
+
+    Deltas against two bases may be the same stream, when only a file changed that both bases have.
+    """
+    base = [bytes.fromhex(base_release)] if base_release else []
+    return keyed_id(content_key, "release-payload-id", bytes.fromhex(release), sha256, *base)
 
 
 class PayloadCipher:

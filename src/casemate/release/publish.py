@@ -45,11 +45,18 @@ def publish(repository: Repository, bundles: Sequence[Path], *, deltas: int = DE
 
     """
     with repository.lock():
+        _sweep(repository.directory / "private")
         made = [_stage(repository, path, deltas=deltas, tell=tell) for path in bundles]
         os.sync()  # chunks were written without it, one by one
         for role in sorted({OF_KIND[record.header.kind] for record in made}):
             _announce(repository, role, [record for record in made if OF_KIND[record.header.kind] == role])
     return made
+
+
+def _sweep(private: Path) -> None:
+    """Remove what a publish left that was killed: plain files must not lie about."""
+    for left in (*private.glob("tmp*"), *private.glob("releases/.*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _stage(repository: Repository, path: Path, *, deltas: int, tell: Tell) -> store.Record:

@@ -48,7 +48,7 @@ def seal_payload(
     for piece in _stream(contents):
         digest.update(piece)
         size += len(piece)
-    name = sealing.payload_id(content_key, release, digest.digest())
+    name = sealing.payload_id(content_key, release, digest.digest(), base_release)
     cipher = sealing.PayloadCipher(content_key, release, name)
     refs = []
     for index, (chunk, last) in enumerate(sealing.cut(_stream(contents))):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,7 +29,7 @@ from casemate.errors import (
     UsageError,
 )
 from casemate.formats import channel_set, grant, manifest, payload, signature_log
-from casemate.release import build, bundle, channels, check, export, grants, licences, publish, setup, sign
+from casemate.release import build, bundle, channels, check, export, files, grants, licences, publish, setup, sign
 from casemate.release.repository import Repository
 from casemate.release.spec import Input
 from support import gguf_files
@@ -241,6 +244,43 @@ def test_a_build_that_lies_about_its_gates_is_not_signed(repository, tmp_path):
     assert error.value.check == "gguf-layout"
     assert not list((repository.directory / "private" / "releases").iterdir())
     assert not (repository.public / "log" / "log-1" / "checkpoint").exists()
+
+
+def killed_at(step, repository, bundles):
+    """Publish in a child that is killed (-9) at its *step*-th write; whether it was."""
+    child = os.fork()
+    if child == 0:
+        replace, count = files.replace, itertools.count(1)
+
+        def counted(*arguments, **more):
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*arguments, **more)
+
+        files.replace = counted
+        publish.publish(repository, bundles, tell=lambda text: None)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_publish_killed_at_any_write_leaves_the_old_or_the_new(repository, tmp_path):
+    put(repository, tmp_path, "1.0")
+    step, outcomes = 0, []
+    while True:
+        step += 1
+        killed = killed_at(step, repository, [built(tmp_path / "spec", f"2.{step}")])
+        again = Repository(repository.directory, keystore(repository.directory), FixedClock(time.time()))
+        found = check.check(again, deep=False).releases
+        assert "model/tiny/1.0" in found
+        outcomes.append(f"model/tiny/2.{step}" in found)
+        if not killed:
+            break
+    assert step > 15
+    assert outcomes == [False] * (step - 1) + [True]
+    put(again, tmp_path, "3.0")
+    assert not list((again.directory / "private").glob("tmp*"))
+    assert not list((again.directory / "private" / "releases").glob(".*"))
+    assert check.check(again, deep=True).log_entries >= 3
 
 
 def test_verify_finds_every_kind_of_damage(repository, tmp_path):
