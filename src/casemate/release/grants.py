@@ -18,7 +18,7 @@ PREFIX: Final = "x25519:"
 
 
 def parse_recipient(text: str) -> bytes:
-    """Read a device's public key as `casemate device key show` prints it.
+    """Read a device's public key, as the device prints it.
 
     Raises:
         UsageError: it is not one.
@@ -31,7 +31,7 @@ def parse_recipient(text: str) -> bytes:
         hpke.seal(public, b"", b"", b"")  # refuses points of small order
     except (binascii.Error, ValueError) as error:
         raise UsageError(
-            f"{text[:60]!r} is not a recipient", hint="the device shows its own: `casemate device key show`"
+            f"{text[:60]!r} is not a recipient", hint="a device shows its own; it begins with x25519:"
         ) from error
     return public
 
