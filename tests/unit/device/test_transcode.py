@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import pytest
 
 from casemate.clock import SystemClock
 from casemate.crypto.secret import Secret
-from casemate.device import containers, store, transcode, vault
+from casemate.device import channel, containers, store, transcode, vault
+from casemate.device.channel import Channel, ChannelClosed
 from casemate.errors import OperationError
 from casemate.formats import grant, ipc
 from casemate.formats import manifest as fmt
@@ -264,6 +266,33 @@ def test_an_app_is_decrypted_to_a_file_and_a_model_never(ask, tmp_path):
 def test_an_app_never_becomes_a_container(bench, ask):
     app = releases.release(NEW, kind="app")
     assert refused(bench, ask.send(app, app.manifest.full.id, base="")) == "release-kind"
+
+
+def test_over_its_link_the_vault_answers_pings_meanwhile_and_closes_what_it_was_lent(bench, ask, tmp_path):
+    ticket = grant.make(ask.key, MADE.manifest.release, ask.public)
+    request = ipc.Transcode(9, fmt.encode(MADE.manifest), ticket, MADE.sealed, DELTA, "model.gguf", "new", "old")
+    (tmp_path / "stream").write_bytes(MADE.stream(DELTA))
+    agent, child = channel.pair()
+    before = len(os.listdir("/proc/self/fd"))
+    with (tmp_path / "stream").open("rb") as file, agent, child:
+        control = Channel(agent, ipc.ChildToAgent)
+        control.send(request, [file.fileno()])
+        control.send(ipc.Ping(1))
+        answers: list[object] = []
+
+        def listen() -> None:
+            answers.extend(control.recv(10.0)[0] for _ in range(2))
+            agent.shutdown(socket.SHUT_RDWR)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        with pytest.raises(ChannelClosed):
+            vault.serve(SimpleNamespace(control=Channel(child, ipc.AgentToChild)), ask.vault)
+        listener.join()
+    assert answers[0] == ipc.Pong(1)
+    assert (answers[1].id, answers[1].digest) == (9, "sha256:" + releases.digest(NEW))
+    assert content(bench) == NEW
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_reading_anywhere_gives_what_is_there(bench):
