@@ -67,7 +67,8 @@ def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event_then_503_the
 def test_a_model_that_needs_a_person_tells_clients_not_to_hammer(gateway):
     gateway.control.send(ipc.EngineDown(model="test", reason="needs triage", retry_after=None))
     refused = gateway.wait_for(lambda: (answer := gateway.chat()).status_code == 503 and answer)
-    assert refused.headers["retry-after"] == "60"
+    assert refused.headers["retry-after"] == "300"
+    assert refused.headers["x-should-retry"] == "false"
 
 
 def test_a_full_queue_is_429_with_a_wait(gateway):
