@@ -20,7 +20,7 @@ from casemate.errors import ConfigError
 MANIFEST: Final = "/etc/casemate/service-manifest.json"
 IMAGE_PREFIX: Final = "/opt/casemate"
 SCHEMA: Final = 1
-_PRIVATE_PLACES: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - hidden from every unit
+_PRIVATE_PLACES: Final = ("/home", "/root", "/run/user")  # ProtectHome= hides them from every unit
 START: Final = ("systemctl", "start", "casemate.target")
 STOP: Final = ("systemctl", "stop", "casemate.target", "casemate-*.service")
 """The target alone would not wait for its units."""
@@ -98,7 +98,7 @@ def require_system_place(place: Place) -> None:
     """
     for tree in (*place.interpreter, str(Path(place.python).parent)):
         if tree.startswith(tuple(f"{private}/" for private in _PRIVATE_PLACES)):
-            raise _unfit(f"{tree} lies where services cannot see it")
+            raise _unfit(f"{tree} lies in somebody's home, which services cannot see")
         for folder in (Path(tree), *Path(tree).parents):
             facts = folder.stat()
             sticky = bool(facts.st_mode & stat.S_ISVTX) and facts.st_uid == 0
