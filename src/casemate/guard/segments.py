@@ -48,7 +48,7 @@ _MONTH_START: Final = 3
 _LONGEST_WORD: Final = 10
 _ENDS: Final = frozenset('!?;"')
 _CJK_DATE: Final = frozenset("\u5e74\u6708\ub144\uc6d4")
-_IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?: [A-Za-z0-9]{4}){0,8}\Z")
+_IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .\-_/]{1,3}[A-Za-z0-9]{4}){0,8}(?:[ .]?[\-_/])?\Z")
 _DAY_BEFORE = re.compile(r"(?<!\d)\d{1,2}(?:st|nd|rd|th|\.)?(?: (?:of|de|del|di))?\Z")
 _DECIMAL = re.compile(r"\.\d{3,12},\Z")
 _QUOTED_PASSWORD = re.compile(
@@ -172,9 +172,20 @@ def _joins_sign(text: str, start: int, end: int, after: str, context: str) -> bo
         return _joins_digit(text, start, end, before)
     if after.isupper() and name_may_follow(text, start, end, context):
         return True
-    if not before.isdigit():
+    if before == "," and after == "-":
+        return _DECIMAL.search(text, max(start, end - _DECIMAL_REACH), end) is not None
+    if before.isdigit() and after in "(-/.":
+        return True
+    return (after.isalnum() or after == "-") and _in_iban(text, start, end)
+
+
+def _in_iban(text: str, start: int, end: int) -> bool:
+    """Return whether the text before the gap is an account number written in fours, so far."""
+    gap = end - start
+    near = text[end - _PREFIX - 1 : end] if gap > _PREFIX else " " + text[start:end]
+    if not (near[1:].isalnum() or near[-1] in "-_/"):
         return False
-    return after in "(-/." or _IBAN_SO_FAR.search(text, max(start, end - _LEFT), end) is not None
+    return _IBAN_SO_FAR.search(text, max(start, end - _LEFT), end) is not None
 
 
 def _header_open(text: str, start: int, end: int) -> bool:
@@ -214,7 +225,7 @@ def _joins_digit(text: str, start: int, end: int, before: str) -> bool:
             _DECIMAL.search(text, max(start, end - _DECIMAL_REACH), end)
         )
     last = _last_word(text, start, end)
-    if len(last) <= _PREFIX and last.isupper():
+    if (len(last) <= _PREFIX and last.isupper()) or _in_iban(text, start, end):
         return True
     return is_month(last) or last.lower() in DATE_LINKS or last.lower() in MARKERS
 
@@ -313,14 +324,12 @@ def _parts(text: str, gap: re.Match[str]) -> bool:
         return False
     if gap["last"]:
         return True
+    if is_month(bare) or last.lower() in MARKERS:
+        return False
+    if len(last) == _PREFIX and _in_iban(text, max(0, gap.end() - _LEFT), gap.start() + len(last)):
+        return False
     ahead = text[gap.end() : gap.end() + _RIGHT].split(None, 1)[0]
-    return not (
-        is_month(bare)
-        or last.lower() in MARKERS
-        or ahead[0].isupper()
-        or ahead[0].isdigit()
-        or ahead.lower() in MARKERS
-    )
+    return not (ahead[0].isupper() or ahead[0].isdigit() or ahead.lower() in MARKERS)
 
 
 def _last_word(text: str, start: int, end: int) -> str:

@@ -19,6 +19,9 @@ from casemate.guard.entities.words import word_set
 NAME_REACH: Final = 72
 GENERIC: Final = 500
 _OPERATOR_REACH: Final = 8
+_ADJACENT_REACH: Final = 24
+_ADJACENT_LEAST: Final = 12
+_ADJACENT_KEY_LEAST: Final = 16
 _MOST: Final = 48
 _NAME_WORDS: Final = 5
 _LAST_WORDS: Final = 2
@@ -42,11 +45,13 @@ _BARE = re.compile(r"[^\s\"'`<>]{3,512}")
 _EXPRESSION = re.compile(
     r"\$\{|\{\{|\$\(|%\(|\A\$[A-Z_]{2,}|\A%\w+%\Z|\w\(|\)\Z|\A[a-z_]+(?:\.[a-z_]+)+\Z|environ|getenv|getpass"
 )
+_IN_QUERY = re.compile(r"[?&][\w.\-\[\]]{0,64}\Z")
+_NEXT_ASSIGNMENT = re.compile(r"[;,&][\"']?[\w.\-]{1,40}[\"']?[=:]")
 _CLAUSE = re.compile(r"[,;{}&?|\n]|[.!] ")
 _WORD = re.compile(r"[^\W\d_]+|\d+[a-z]+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _ADJACENT = re.compile(
-    r"(?<![A-Za-z])(?:token|secret|password|passwd|passcode|passphrase|api[ _\-]?key|access[ _\-]?key|credential)s?"
+    r"(?<![A-Za-z])(token|secret|password|passwd|passcode|passphrase|api[ _\-]?key|access[ _\-]?key|credential|key)s?"
     r"[ \t]{1,2}[\"'`(]?([^\s\"'`<>]{12,512})",
     re.IGNORECASE,
 )
@@ -55,7 +60,7 @@ _PASSWORD: Final = word_set(
     password passwd pwd pass passphrase passcode passwort kennwort contrase\u00f1a contrasena clave senha palavra
     wachtwoord has\u0142o haslo l\u00f6senord salasana psk wpa wpa2 parola heslo
     \u043f\u0430\u0440\u043e\u043b\u044c adgangskode passord jelsz\u00f3 \u03ba\u03c9\u03b4\u03b9\u03ba\u03cc\u03c2
-    userpassword dbpassword pgpassword rootpassword sshpass mdp
+    passe userpassword dbpassword pgpassword rootpassword sshpass mdp
     """
 )
 _STRONG: Final = word_set(
@@ -67,11 +72,15 @@ _STRONG: Final = word_set(
 )
 _WEAK: Final = word_set(
     """
-    key auth access private signature sig signing encryption license licence api pin otp id pk sk
+    key auth access private signature sig signing encryption license licence api
     """
 )
+_NAMING: Final = frozenset({"id", "pk", "sk", "client", "account"})
 _PIN: Final = frozenset({"pin", "otp", "cvv", "cvc", "cvv2", "tan", "totp", "passcode"})
-_TELLING: Final = _PASSWORD | _STRONG | _WEAK | _PIN
+_TELLING: Final = _PASSWORD | _STRONG | _WEAK | _PIN | _NAMING | {"code"}
+_CODES: Final = frozenset(
+    {"verification", "security", "authentication", "login", "sms", "access", "time", "mfa", "auth"}
+)
 _LONGEST_PIN: Final = 8
 _DENYING: Final = word_set(
     """
@@ -129,10 +138,14 @@ def _is_telling(word: str) -> bool:
 
 def find_adjacent(window: Window) -> Iterator[Found]:
     """Find values that look random right after a word for a secret."""
-    for match in _ADJACENT.finditer(window.text, max(0, window.base - 24)):
-        value = match[1].rstrip(".,;:!?)")
-        if match.start(1) >= window.base and looks_random(value, 12) and not is_code(value):
-            yield Found(match.start(1), match.start(1) + len(value), "secret:generic-api-key", GENERIC)
+    text, base = window.text, window.base
+    for match in _ADJACENT.finditer(text, max(0, base - _ADJACENT_REACH)):
+        value = match[2].rstrip(".,;:!?)")
+        least = _ADJACENT_KEY_LEAST if match[1].lower() == "key" else _ADJACENT_LEAST
+        if match.start(2) < base or not looks_random(value, least) or is_code(value):
+            continue
+        if _DENYING.isdisjoint(_name_words(text[max(0, match.start() - _ADJACENT_REACH) : match.start()])[-1:]):
+            yield Found(match.start(2), match.start(2) + len(value), "secret:generic-api-key", GENERIC)
 
 
 def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | None:
@@ -144,7 +157,7 @@ def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | No
     if value is None:
         return None
     start = value.start()
-    shown = value[0].rstrip() if quote else _trimmed(value[0])
+    shown = value[0].rstrip() if quote else _trimmed(value[0], before)
     if len(shown) < _SHORTEST or shown.isspace():
         return None
     spoken = operator[0].strip(" \t\"'`)]").isalpha()
@@ -155,13 +168,14 @@ def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | No
     return Found(start - doubled, start + len(shown) + doubled, f"secret:{kind}", GENERIC)
 
 
-def _trimmed(value: str) -> str:
-    """Return a bare value without the punctuation of the sentence or the rest of the query string."""
-    for stop in ("&", ";", ","):
-        head, found, _ = value.partition(stop)
-        if found and len(head) >= 6:  # noqa: PLR2004 - a password may begin with punctuation
-            value = head
-    return value.rstrip(".,;:!?)]}\\")
+def _trimmed(value: str, before: str) -> str:
+    """Return a bare value without the punctuation of the sentence or what follows it in a list of assignments."""
+    if _IN_QUERY.search(before):
+        value = value.partition("&")[0]
+    following = _NEXT_ASSIGNMENT.search(value)
+    if following is not None:
+        value = value[: following.start()]
+    return value.rstrip(".,;:)]}\\")
 
 
 def _name_words(before: str) -> list[str]:
@@ -178,9 +192,9 @@ def _judge(words: list[str], value: str, *, quoted: bool, spoken: bool) -> str |
         return "password" if _is_password(words, value, quoted=quoted, spoken=spoken) else None
     last = words[-_LAST_WORDS:]
     if value.isdigit() and len(value) <= _LONGEST_PIN:
-        return None if _PIN.isdisjoint(last) else "pin"
+        return "pin" if not _PIN.isdisjoint(last) or (last[-1:] == ["code"] and not _CODES.isdisjoint(words)) else None
     strong, weak = not _STRONG.isdisjoint(words), not _WEAK.isdisjoint(words)
-    if not (strong or weak) or is_dummy(value) or is_code(value):
+    if not (strong or weak or not _NAMING.isdisjoint(last)) or is_dummy(value) or is_code(value):
         return None
     kind = kind_of(words, value)
     if kind is not None:
@@ -216,4 +230,4 @@ def is_password_text(value: str) -> bool:
     """Return whether *value* can be a literal password: no variable, call, template or placeholder."""
     if is_dummy(value) or value[0] in "<[{(" or value[-1] == "(" or _EXPRESSION.search(value):
         return False
-    return value.lower() not in _NOT_A_PASSWORD
+    return value.lower().strip("!?.") not in _NOT_A_PASSWORD

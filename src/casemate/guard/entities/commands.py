@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from casemate.guard.entities.assigned import GENERIC, is_password_text
-from casemate.guard.entities.randomness import looks_random
+from casemate.guard.entities.randomness import is_code, is_words, looks_random
 from casemate.guard.entities.window import Found, Window
 
 _BASIC = re.compile(r"(?<![A-Za-z])basic[ \t]{1,4}[\"']?([A-Za-z0-9+/]{8,400}={0,2})(?![A-Za-z0-9+/=])", re.IGNORECASE)
@@ -25,6 +25,24 @@ _LONG_FLAG = re.compile(
     r"(?<![A-Za-z0-9])--?(?:password|passwd|pass|token|secret|api-key|apikey)[ =][\"']?([^\s\"']{4,256})", re.IGNORECASE
 )
 _NETRC = re.compile(r"(?<![A-Za-z])login[ \n]{1,4}[^\s]{1,64}[ \n]{1,4}password[ \n]{1,4}([^\s]{3,128})")
+_NET_USER = re.compile(r"(?<![A-Za-z])net user [^\s]{1,64} ([^\s\"'/]{4,64})", re.IGNORECASE)
+_TAG = re.compile(
+    r"<[\w:.\-]{0,40}?(?:password|passwd|pwd|passphrase|secret|token|apikey|api_key|credential)[\w\-]{0,16}>\s?([^<\s]{4,256})(?=</)",
+    re.IGNORECASE,
+)
+_CALL = re.compile(
+    r"(?:token|secret|passw(?:or)?d|api_?key|auth|credentials?|login)\w{0,16}\("
+    r"(?:[\"'][\w.@\-]{1,40}[\"'], ?)?[\"']([^\"'\s]{8,256})[\"']",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(
+    r"(?:(?<![A-Za-z])(?:login|log in|sign in|logon|creds?|credentials?|account)[^\n/]{0,40}? [\w.@\-]{1,40} ?/ ?"
+    r"|(?<![\w/.\-])(?:admin|root|administrator|user|guest|sa|postgres|ubuntu|pi)[:/])([^\s\"'/:]{6,64})",
+    re.IGNORECASE,
+)
+_CODE = re.compile(
+    r"(?<![A-Za-z])(?:otp|pin|passcode|cvv2?|cvc2?|tan)(?: code)?[ #]{1,2}(\d{3,8})(?!\w)", re.IGNORECASE
+)
 _JWK = re.compile(r"\"d\"[ ]?:[ ]?\"([A-Za-z0-9_\-]{40,700})\"")
 _NEAR: Final = 32
 
@@ -69,12 +87,40 @@ def _is_private_number(value: str) -> bool:
     return looks_random(value, 40)
 
 
+def _is_strong(value: str) -> bool:
+    """Return whether *value* looks like a chosen password even where nobody says so."""
+    kinds = (any(c.isdigit() for c in value), any(c.isalpha() for c in value), any(not c.isalnum() for c in value))
+    return sum(kinds) > 1 and kinds[1] and not is_words(value) and not is_code(value) and is_password_text(value)
+
+
+def _is_strong_with_digit(value: str) -> bool:
+    return _is_strong(value) and any(c.isdigit() for c in value)
+
+
+def _is_given(value: str) -> bool:
+    return looks_random(value, 12) or _is_strong(value)
+
+
+def _is_code_number(value: str) -> bool:
+    return value.isdigit()
+
+
 ROWS: Final = (
     Row("basic-auth", "basic", _BASIC, 24, _is_login),
     Row("bearer-token", "bearer", _BEARER, 24, _is_bearer),
     Row("password", "-", _FLAG, 128, is_password_text),
     Row("curl-auth-user", "-", _CURL_USER, 140, is_password_text),
     Row("password", "-", _LONG_FLAG, 32, is_password_text),
+    Row("password", "net user", _NET_USER, 80, _is_strong_with_digit),
+    Row("password", "</", _TAG, 64, is_password_text),
+    Row("generic-api-key", "(", _CALL, 64, _is_given),
+    Row("password", "/", _PAIR, 100, _is_strong),
+    Row("password", ":", _PAIR, 24, _is_strong),
+    Row("pin", "otp", _CODE, 16, _is_code_number),
+    Row("pin", "pin", _CODE, 16, _is_code_number),
+    Row("pin", "passcode", _CODE, 16, _is_code_number),
+    Row("pin", "cv", _CODE, 16, _is_code_number),
     Row("netrc-password", "password", _NETRC, 140, is_password_text),
     Row("jwk-private-key", '"d"', _JWK, 16, _is_private_number),
 )
+COMMAND_SIGNS: Final = tuple(sorted({row.sign for row in ROWS}))

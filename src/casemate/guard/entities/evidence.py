@@ -25,7 +25,7 @@ _SAYS_ABROAD: Final = (
     "\u043f\u0430\u0440\u043e\u043b\u044c|\u041f\u0430\u0440\u043e\u043b\u044c|\u041f\u0410\u0420\u041e\u041b\u042c|"
     "\u03ba\u03c9\u03b4\u03b9\u03ba|\u039a\u03c9\u03b4\u03b9\u03ba|\u039a\u03a9\u0394\u0399\u039a)"
 )
-_SHORT: Final = "(?:id|pk|sk|sig|pin|otp|cvv|cvc|tan|totp|sas|jwt|dsn|api|psk|wpa|mdp)"
+_SHORT: Final = "(?:id|client|account|pk|sk|sig|pin|otp|cvv|cvc|tan|totp|sas|jwt|dsn|api|psk|wpa|mdp)"
 _SAYS_SECRET: Final = (
     "(?:pass|pwd|secret|token|key|cred|auth|session|cookie|seed|xoxo|bearer|webhook|licen|privat|signa|signi|encrypt|"
     "access|"
@@ -78,10 +78,10 @@ def _beginnings() -> Iterator[str]:
 
 EVIDENCE: Final[tuple[Evidence, ...]] = (
     # Digits that belong together: cards, accounts, telephones, identity numbers, dates in digits
-    Evidence(r"\d(?:[ .()/\-]{0,6}\d){5}", role=Role.DIGITS),
+    Evidence(r"\d(?:[ .()/\-_]{0,6}\d){5}", role=Role.DIGITS),
     Evidence(r"\d(?:[A-Za-z]{0,2}[ .\-]?[A-Za-z]{0,2}\d){4}", role=Role.DIGITS),
     Evidence(r"\d[./\-]\d{1,2}[./\-]\d", role=Role.DATE),
-    Evidence(r"[A-Za-z]{2}\d{2}[ .\-]?[A-Za-z0-9]{4}[ .\-]?[A-Za-z0-9]{4}"),
+    Evidence(r"[A-Za-z]{2}\d{2}[ .\-_/]{0,3}[A-Za-z0-9]{4}[ .\-_/]{0,3}[A-Za-z0-9]{4}"),
     Evidence(r"[A-Za-z]{5}\d{4}[A-Za-z]"),
     Evidence(
         r"pass|pasz|pasn|pasap|\u043f\u0430\u0441|\u041f\u0430\u0441|\u041f\u0410\u0421|\u62a4|\uc5ec",
@@ -141,12 +141,37 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
     Evidence(_SAYS_SECRET, caseless=True, then=_ASSIGNS, role=Role.ANNOUNCEMENT),
     Evidence(r"[a-z](?:Id|Pin|Otp|Pk|Sk|Tan|Sas|Jwt|Api)\b", then=_ASSIGNS, role=Role.ANNOUNCEMENT),
     Evidence(
-        r"(?:token|secret|password|passwd|passcode|passphrase|api[ _\-]?key|access[ _\-]?key|credential)s?"
+        r"(?:token|secret|password|passwd|passcode|passphrase|key|credential)s?"
         r"[ \t]{1,2}[\"'`(]?[^\s]{12}",
         caseless=True,
     ),
     Evidence(r"basic[ \t]{1,4}[\"']?[A-Za-z0-9+/]{8}|bearer[ \t]{1,4}[\"']?[A-Za-z0-9\-._~+/]{16}", caseless=True),
     Evidence(r"\s-[pPawu]|--user", role=Role.ANNOUNCEMENT),
+    Evidence(
+        r"net user [^\s]{1,64} |(?:otp|pin|passcode|cvv2?|cvc2?|tan)(?: code)?[ #]{1,2}\d",
+        caseless=True,
+        role=Role.ANNOUNCEMENT,
+    ),
+    Evidence(
+        r"(?:password|passwd|pwd|passphrase|secret|token|apikey|api_key|credential)[\w\-]{0,16}>",
+        caseless=True,
+        role=Role.ANNOUNCEMENT,
+    ),
+    Evidence(
+        r"(?:token|secret|passw|api_?key|auth|credential|login)\w{0,20}\([\"']", caseless=True, role=Role.ANNOUNCEMENT
+    ),
+    Evidence(
+        r"(?:login|log in|sign in|logon|creds|cred |credential|account)[^\n/]{0,84}/"
+        r"|(?:admin|root|administrator|user|guest|sa|postgres|ubuntu|pi)[:/]",
+        caseless=True,
+        role=Role.ANNOUNCEMENT,
+    ),
+    Evidence(
+        r"(?:verif|secur|auth|login|sms|access|time|mfa)[^\n]{0,24}code",
+        caseless=True,
+        then=_ASSIGNS,
+        role=Role.ANNOUNCEMENT,
+    ),
     Evidence(r"--?(?:passw?|token|secret|api-?k)[^\s=]{0,8}[ =]", caseless=True, role=Role.ANNOUNCEMENT),
     Evidence(r"login[ \n]{1,4}[^\s]{1,64}[ \n]{1,4}password[ \n]", caseless=True, role=Role.ANNOUNCEMENT),
     Evidence(r"\"d\" ?: ?\"", role=Role.ANNOUNCEMENT),
@@ -160,7 +185,8 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
     Evidence(
         r"(?:name is|name's|i am called|i'm called|call me|this is|regards,|sincerely,|truly,|cheers,|dear|attn:?|c/o"
         rf"|signed(?: by)?[,:]?|name ist|ich hei{_HIGH}{{1,2}}e|m'appelle|nom est|me llamo|nombre es|mi chiamo|contact"
-        rf"|nome {_HIGH}{{1,2}}|chamo-me|naam is|ik heet|jag heter|namn {_HIGH}{{1,2}}r|nazywam si{_HIGH}{{1,2}}|nimeni on"
+        rf"|nome {_HIGH}{{1,2}}|chamo-me|naam is|ik heet|jag heter|namn {_HIGH}{{1,2}}r|nazywam si{_HIGH}{{1,2}}"
+        r"|nimeni on"
         rf"|holder:?|patient:|(?:name|nom|nome|naam|namn|nimi|nombre|pr{_HIGH}{{1,2}}nom) ?[:=])\s",
         caseless=True,
         role=Role.NAME,

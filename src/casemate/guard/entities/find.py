@@ -8,7 +8,7 @@ from typing import Final
 
 from casemate.guard.entities.assigned import find_adjacent, find_assigned
 from casemate.guard.entities.coins import find_coins
-from casemate.guard.entities.commands import find_in_commands
+from casemate.guard.entities.commands import COMMAND_SIGNS, find_in_commands
 from casemate.guard.entities.dates import find_dates
 from casemate.guard.entities.money import find_cards, find_ibans, find_swift
 from casemate.guard.entities.names import find_names
@@ -45,7 +45,7 @@ def _may_hold_host(segment: str, near: str) -> bool:
 
 
 def _may_hold_command(_segment: str, near: str) -> bool:
-    return any(sign in near for sign in ("-", "basic", "bearer", "password", '"d"'))
+    return any(sign in near for sign in COMMAND_SIGNS)
 
 
 def _may_assign(_segment: str, near: str) -> bool:
@@ -131,9 +131,10 @@ _NUMBER_REACH: Final = 72
 _NEAR: Final = 32
 _OPERATOR = re.compile(r"[:=>]|(?<![a-z])(?:is|was|are|lautet|ist|est|es|\u00e8)(?![a-z])")
 _SAID_PLAINLY = re.compile(r"token|secret|pass|key|credential")
-_ANNOUNCING_SIGNS: Final = frozenset(":=>\"'`(")
+_ANNOUNCING_SIGNS: Final = frozenset(":=>\"'`(/#")
 ANNOUNCING_WORDS: Final = word_set(
     """
+    otp pin passcode cvv cvc cvv2 cvc2 tan
     is was are lautet ist est es \u00e8 basic bearer swift bic code number no by me regards sincerely cheers dear
     contact holder cardholder patient customer hei\u00dfe appelle llamo chiamo \u00e9 chamo-me heet heter \u00e4r
     si\u0119 on c/o attn mr mrs ms miss mx dr prof sir madam herr frau monsieur madame mme mlle se\u00f1or

@@ -10,7 +10,7 @@ from casemate.guard.entities.checks import luhn, mod97, varied
 from casemate.guard.entities.window import Found, Window
 from casemate.guard.entities.words import word_set
 
-_CARD = re.compile(r"(?<![\w\-])(?<![.,]\d)\d(?:[ .\-]{0,2}\d){11,18}(?!\w)(?![.,\-]\d)")
+_CARD = re.compile(r"(?<![\w\-])(?<![.,]\d)\d(?:[ .\-_/]{0,3}\d){11,18}(?!\w)(?![.,\-]\d)")
 _IN_A_ROW = re.compile(r"\d[. ]{1,2}\Z")
 GAP: Final = 3
 # Issuer ranges (ISO/IEC 7812) that stand without a word: first digits, lengths.
@@ -25,7 +25,8 @@ _ISSUERS: Final = (
 )
 _LABELLED: Final = re.compile(r"[2-6]|1800")
 _IBAN = re.compile(
-    r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .\-]?[A-Za-z0-9]{4}){2,7}(?:[ .\-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
+    r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .\-_/]{0,3}[A-Za-z0-9]{4}){2,7}(?:[ .\-_/]{0,3}[A-Za-z0-9]{1,3})?"
+    r"(?![A-Za-z0-9])"
 )
 _IBAN_LENGTHS: Final = {
     entry[:2]: int(entry[3:])
@@ -55,7 +56,7 @@ def find_cards(window: Window) -> Iterator[Found]:
         if _IN_A_ROW.search(window.text, max(0, match.start() - GAP), match.start()) and match.start() - last > GAP:
             continue
         digits = "".join(c for c in match[0] if c.isdigit())
-        if not (luhn(digits) and varied(digits)):
+        if not (luhn(digits) and varied(digits) and _is_grouped(match[0])):
             continue
         last = match.end()
         rank = window.near(match.start(), "card")
@@ -95,6 +96,12 @@ def _iban(match: re.Match[str]) -> Found | None:
             ends = at + 1 == len(match[0]) or not match[0][at + 1].isalnum()
             return Found(match.start(), match.start() + at + 1, "pii:IBAN_CODE") if ends and mod97(value) else None
     return None
+
+
+def _is_grouped(text: str) -> bool:
+    """Return whether points in *text* stand between groups, not inside a decimal number."""
+    groups = text.split(".")
+    return len(groups) == 1 or (len(groups) > 2 and all(2 <= len(group) <= 6 for group in groups))  # noqa: PLR2004
 
 
 def _issued(digits: str) -> bool:

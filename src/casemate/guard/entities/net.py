@@ -29,20 +29,27 @@ _NAME: Final = (
     rf"(?<![{_LETTER}.%+\-])[{_LETTER}](?:[{_LETTER}.%+\-]|_(?!at_)){{0,63}}?(?:{_SAID_DOT}[{_LETTER}\-]{{1,63}}?)?"
 )
 _PART: Final = rf"[{_LETTER}][{_LETTER}\-]{{0,61}}?"
-_WRITTEN_EMAIL = re.compile(
-    rf"{_NAME}(?:{_AT}{_PART}(?:{_DOT}{_PART}){{0,4}}?{_DOT}| at {_PART}(?:{_SAID_DOT}{_PART}){{0,4}}?{_SAID_DOT}"
-    rf"| (?P<spoken>at) {_PART}(?:\.{_PART}){{0,4}}?\.)(?P<top>[A-Za-z]{{2,12}})(?![A-Za-z0-9])",
-    re.IGNORECASE,
+_WRITTEN_EMAIL = re.compile(rf"{_NAME}(?:(?P<at>{_AT})|(?P<spoken> at )){_PART}(?={_DOT})", re.IGNORECASE)
+_WRITTEN_PART = re.compile(
+    rf"(?P<dot>{_DOT})(?P<part>[{_LETTER}](?:(?!-dot-|_dot_)[{_LETTER}\-]){{0,61}})", re.IGNORECASE
 )
+_MOST_PARTS: Final = 6
 _MAIL_WORD = re.compile(r"mail|write|reach|contact|send|@|correo|courriel|posta|schreib", re.IGNORECASE)
 _MAIL_REACH: Final = 48
 _SIGNS_OF_WRITING: Final = ("@", "at", "AT", "At", "arroba", "arobase", "%40", "&#", "&commat", "\u00e4t")
 _TLDS: Final = word_set(
     """
-    com org net edu gov mil int info biz io dev app co ai me tv cc xyz online site tech store shop blog cloud email
-    mail name pro mobi test example invalid local internal de at ch uk us ca fr es it nl be pl se fi no dk pt br in
-    au nz jp kr cn ru ua cz sk hu ro bg gr tr il za mx ar cl pe ie lu eu asia hr si rs lt lv ee is li mc hk sg tw th
-    my id ph vn ae sa
+    ac ad ae aero af ag agency ai al am ao app aq ar art as asia at au aw ax az ba bank bb bd be berlin bf bg bh bi
+    biz bj blog bm bn bo br bs bt bw by bz ca care cat cc cd cf cg ch ci ck cl cloud club cm cn co com coop cr cu cv
+    cw cx cy cz de design dev digital dj dk dm do dz ec edu ee eg email er es et eu eus example fi fj fk fm fo fr ga
+    gal gb gd ge gf gg gh gi gl gm gmbh gn gov gp gq gr group gt gu gw gy hamburg health hk hm hn hr ht hu id ie il
+    im info int internal invalid io iq ir is it je jm jo jobs jp ke kg kh ki km kn koeln kp kr kw ky kz la law lb lc
+    li life live lk local london lr ls lt lu lv ly ma mail mc md me mg mh mil mk ml mm mn mo mobi mp mq mr ms mt mu
+    museum mv mw mx my mz na name nc ne net news nf ng ni nl no np nr nu nyc nz om online org pa paris pe pf pg ph
+    pk pl pm pn pr pro ps pt pw py qa re ro rs ru rw sa sb sc school scot sd se sg sh shop si site sk sl sm sn so
+    space sr ss st store studio sv swiss sx sy sz tc td team tech test tf tg th tj tk tl tm tn to today tokyo tr
+    travel tt tv tw tz ua ug uk university us uy uz va vc ve vg vi vn vu website wf wien wiki work world ws xyz ye
+    yt za zm zone zw
     """
 )
 _IPV4 = re.compile(r"(?<![\w.\-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w\-]|\.\d)")
@@ -58,6 +65,7 @@ _URL_PASSWORD = re.compile(
 _USERINFO = re.compile(r"://[^\s/]{0,128}\Z")
 _TEMPLATE = re.compile(r"[<>{}$*]|\A(?:password|passwd|pass|pwd|secret|token|x+)\Z", re.IGNORECASE)
 _SMALL_OCTET: Final = 40
+_NOBODY: Final = frozenset({"0.0.0.0", "127.0.0.1"})  # noqa: S104 - nothing is bound here
 
 
 def find_email(window: Window) -> Iterator[Found]:
@@ -70,11 +78,29 @@ def find_email(window: Window) -> Iterator[Found]:
             if not _in_userinfo(window.text, match.start()):
                 yield Found(*match.span(), "pii:EMAIL_ADDRESS")
     for match in window.matches(_WRITTEN_EMAIL):
-        if match["top"].lower() not in _TLDS or _in_userinfo(window.text, match.start()):
-            continue
-        said = window.text[max(0, match.start() - _MAIL_REACH) : match.start()]
-        if not match["spoken"] or _MAIL_WORD.search(said):
-            yield Found(*match.span(), "pii:EMAIL_ADDRESS")
+        end = _written_end(window.text, match)
+        if end is not None and not _in_userinfo(window.text, match.start()):
+            yield Found(match.start(), end, "pii:EMAIL_ADDRESS")
+
+
+def _written_end(text: str, match: re.Match[str]) -> int | None:
+    """Return where a written address ends: after the last part that can be a top-level domain.
+
+    A plain ` at ` counts when a dot is written as a word too, or when somebody speaks of mail before it.
+    """
+    end, at = None, match.end()
+    said_dot = _MAIL_WORD.search(text, max(0, match.start() - _MAIL_REACH), match.start()) is not None
+    for _ in range(_MOST_PARTS):
+        part = _WRITTEN_PART.match(text, at)
+        if part is None:
+            break
+        at = part.end()
+        said_dot = said_dot or part["dot"] != "."
+        top = part["part"].lower()
+        tight = match["at"] is not None and " " not in part["dot"]
+        if top in _TLDS or (tight and top.isalpha() and 2 <= len(top) <= 12):  # noqa: PLR2004 - the longest usual ones
+            end = at
+    return end if match["at"] is not None or said_dot else None
 
 
 def _in_userinfo(text: str, at: int) -> bool:
@@ -124,6 +150,8 @@ def find_url_password(window: Window) -> Iterator[Found]:
 
 def _is_ipv4(window: Window, match: re.Match[str]) -> bool:
     """Tell an address from a version: small numbers need a word that says address."""
+    if match[0] in _NOBODY or match[0].startswith("255.255."):
+        return False
     octets = [int(octet) for octet in match[0].split(".")]
     if any(len(octet) > 1 and octet[0] == "0" for octet in match[0].split(".")):
         return False

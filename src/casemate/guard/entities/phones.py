@@ -13,7 +13,7 @@ from casemate.guard.entities.words import word_set
 _EXTENSION: Final = r"(?: ?(?:x|ext\.?|#) ?\d{1,6})?"
 _END: Final = r"(?!\w)(?![.,]\d)"
 _INTERNATIONAL = re.compile(rf"(?<![\w+])\(?(?:\+|00) ?\(?[1-9](?:[ .\-/()]{{0,4}}\d){{5,16}}\)?{_EXTENSION}{_END}")
-_LABELLED = re.compile(rf"(?<![\w.+/=#\-])\(?\d(?:[ .\-/()]{{0,4}}\d){{5,14}}{_EXTENSION}{_END}")
+_LABELLED = re.compile(rf"(?<![\w.+/=#\-])(?<!\w\()\(?\d(?:[ .\-/()]{{0,4}}\d){{5,14}}{_EXTENSION}{_END}")
 _NORTH_AMERICAN = re.compile(
     rf"(?<![\w.+/=#\-])(?<!\d )(?:1[ .\-])?(?:\([2-9]\d{{2}}\) ?|[2-9]\d{{2}}[ .\-])[2-9]\d{{2}}[ .\-]\d{{4}}"
     rf"{_EXTENSION}{_END}(?!-)"
@@ -34,6 +34,7 @@ _CALLING_CODES: Final = word_set(
     979 992 993 994 995 996 998
     """
 )
+UNNAMED: Final = 1001
 _SHORTEST: Final = 6
 _LABEL_REACH: Final = 48
 _LONGEST: Final = 15
@@ -48,12 +49,7 @@ def find_phones(window: Window) -> Iterator[Found]:
             yield Found(*match.span(), "pii:PHONE_NUMBER", _rank(window, match))
     for match in window.matches(_LABELLED):
         near = window.near(match.start(), "phone")
-        if (
-            near is not None
-            and near <= _LABEL_REACH
-            and _digits(match[0]) <= _LONGEST
-            and not looks_like_date(match[0])
-        ):
+        if near is not None and near <= _LABEL_REACH and _is_number(match[0]):
             yield Found(*match.span(), "pii:PHONE_NUMBER", near)
     for pattern in (_NORTH_AMERICAN, _TRUNK_ZERO):
         for match in window.matches(pattern):
@@ -61,9 +57,14 @@ def find_phones(window: Window) -> Iterator[Found]:
                 yield Found(*match.span(), "pii:PHONE_NUMBER", _rank(window, match))
 
 
+def _is_number(text: str) -> bool:
+    """Return whether *text* can be dialled: not too long, no date, no round amount."""
+    return _digits(text) <= _LONGEST and not text.endswith("0000") and not looks_like_date(text)
+
+
 def _rank(window: Window, match: re.Match[str]) -> int:
     near = window.near(match.start(), "phone")
-    return 999 if near is None else near
+    return UNNAMED if near is None else near
 
 
 def _is_international(window: Window, match: re.Match[str]) -> bool:

@@ -19,7 +19,12 @@ _POSTCODE = re.compile(
     r"|\d{3}[ \-]\d{2}"
     r"|\d{3}-\d{4}|\d{3,7})(?![\w\-])"
 )
+_LEADS_TO_CODE = re.compile(
+    r"(?:\W{0,4}(?:code|number|no|nr|is|was|ist|est|es|lautet|do|postal|codigo|c\u00f3digo)\b){0,3}\W{0,4}",
+    re.IGNORECASE,
+)
 _LABEL_REACH: Final = 24
+_AWAY_FROM_ZERO: Final = 5
 _TELLING: Final = 4
 _LATITUDE: Final = 90
 _LONGITUDE: Final = 180
@@ -32,7 +37,11 @@ def find_places(window: Window) -> Iterator[Found]:
     yield from _coordinates(window)
     for match in window.matches(_POSTCODE):
         near = window.near(match.start(), "zip")
-        if near is not None and near <= _LABEL_REACH:
+        if (
+            near is not None
+            and near <= _LABEL_REACH
+            and _LEADS_TO_CODE.fullmatch(window.text, match.start() - near, match.start())
+        ):
             yield Found(*match.span(), "pii:ZIP_CODE", near)
 
 
@@ -40,8 +49,9 @@ def _coordinates(window: Window) -> Iterator[Found]:
     for match in window.matches(_PAIR):
         one, two = match.groups()
         near = window.near(match.start(), "gps")
-        telling = min(len(one.partition(".")[2]), len(two.partition(".")[2])) >= _TELLING
-        if abs(float(one)) <= _LATITUDE and abs(float(two)) <= _LONGITUDE and (near is not None or telling):
+        if abs(float(one)) > _LATITUDE or abs(float(two)) > _LONGITUDE:
+            continue
+        if near is not None or _is_telling(one, two, match[0]):
             yield Found(*match.span(), "pii:COORDINATES")
     for match in window.matches(_DEGREES):
         yield Found(*match.span(), "pii:COORDINATES")
@@ -49,3 +59,13 @@ def _coordinates(window: Window) -> Iterator[Found]:
         near = window.near(match.start(), "gps")
         if near is not None and near <= _LABEL_REACH and abs(float(match[0])) <= _LONGITUDE:
             yield Found(*match.span(), "pii:COORDINATES", near)
+
+
+def _is_telling(one: str, two: str, pair: str) -> bool:
+    """Return whether two decimals are coordinates even where nobody says so: precise, with a comma, not near zero."""
+    decimals = min(len(one.partition(".")[2]), len(two.partition(".")[2]))
+    return (
+        decimals >= _TELLING
+        and ("," in pair or ";" in pair)
+        and max(abs(float(one)), abs(float(two))) >= _AWAY_FROM_ZERO
+    )

@@ -20,6 +20,10 @@ _TURN = re.compile(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _HEX = re.compile(r"[0-9a-f]{16,}|[0-9A-F]{16,}")
 _WORDS = re.compile(r"[a-z]{1,14}|[A-Z]{1,14}|[A-Z][a-z]{1,13}|\d{1,4}|v\d{1,3}")
+_CONSONANTS = re.compile(
+    r"[bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ]{6}|[bcdfghjklmnpqrstvwxz]*[jqxz][bcdfghjklmnpqrtvwxz]{2}"
+)
+_LETTERS_LEAST: Final = 16
 _MIN_DISTINCT: Final = 6
 
 
@@ -55,4 +59,6 @@ def looks_random(text: str, least: int) -> bool:
     turns = len(_TURN.findall(text))
     if digits and turns >= 2:  # noqa: PLR2004 - one turn is a word with a number
         return entropy(text) >= min(3.0, 0.18 * len(text))
-    return turns >= 3 and entropy(text) >= 3.0  # noqa: PLR2004 - mixed case without digits
+    if turns >= 3:  # noqa: PLR2004 - mixed case without digits
+        return entropy(text) >= 3.0  # noqa: PLR2004 - the same
+    return len(text) >= _LETTERS_LEAST and _CONSONANTS.search(text) is not None and entropy(text) >= 3.0  # noqa: PLR2004

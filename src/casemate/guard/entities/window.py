@@ -12,7 +12,7 @@ from casemate.guard.placeholders import PLACEHOLDER
 CONTEXT: Final = 160
 BLANK: Final = "\ufffc"
 DENY_REACH: Final = 32
-_CLAUSE_END = re.compile(r"[\n\"{}]|[.!?;] ")
+_CLAUSE_END = re.compile(r"[\n\"{}]|[!?;] |\. (?=[A-Z])")
 
 
 class Found(NamedTuple):

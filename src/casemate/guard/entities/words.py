@@ -34,7 +34,7 @@ MARKER_PREFIXES: Final = frozenset(marker[:length] for marker in MARKERS for len
 
 def is_month(word: str) -> bool:
     """Return whether *word* names a month (any of a dozen languages, any case)."""
-    return word.lower().rstrip(".,") in MONTHS
+    return word.lower().strip(".,(\"'") in MONTHS
 
 
 def word_set(text: str) -> frozenset[str]:
