@@ -33,10 +33,11 @@ GUARD_DATA = HERE.parents[1] / "src/casemate/guard/data"
 SEED = 20240601
 PER_TEMPLATE = 30
 STRENGTH = {"user": 0.1, "document": 0.1}
-FALSE_ALARMS = {"user": 0.005, "document": 0.003}
+FALSE_ALARMS = {"user": 0.005, "document": 0.006}
 THIN = {"user": 0.4, "document": 0.15}
-MARGIN = {"user": 0.0, "document": 0.2}  # orders meant for people are rarer in the documents at hand than in offices
-FLAGGED = {"user": 0.02, "document": 0.03}
+# Prompts that play with telling words are rarer in the development data than in life.
+MARGIN = {"user": 0.25, "document": 0.0}
+FLAGGED = {"user": 0.02, "document": 0.04}
 BACKGROUND = {"user": 0.3, "document": 1.0}
 STEPS = 127
 FREQUENT = 2

@@ -28,9 +28,10 @@ _MEASURES: Final[tuple[tuple[str, Callable[[Sequence[Judged]], Rate]], ...]] = (
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
 @json_option
 def command(*, file: tuple[Path, ...], as_json: bool) -> None:
-    """Judge labelled rows {"text","label","channel","kind","lang","source"} and measure.
+    """Judge labelled rows and measure.
 
-    Several FILEs count as one set. Rates come with 95 % intervals; a cell with fewer than 50 texts says `insufficient`.
+    A row is {"text","label"} and, if known, "channel", "kind", "lang", "source". Several FILEs count as one set. Rates
+    come with 95 % intervals; a cell with fewer than 50 texts says `insufficient`.
     """
     rows = [row for path in file for row in read_labelled(path)]
     judged = judge_rows(rows)

@@ -20,7 +20,7 @@ STRONG: Final = _names(
 )
 WEAK: Final = _names(
     "REVEAL VERBATIM SECRET HIDDEN ENCODING ONLY SENDVERB TOOL URGENT MUST ENDING LINK AT IMAGE YOUARE OFF ADDRESSED "
-    "SETUP LOOSE FIGURE MODEWORD DISCARD FLOUT SWAP AIWORD HUSH REFUSEWORD BOUND EXFILDATA DEVELOPER NOW USER"
+    "SETUP LOOSE FIGURE MODEWORD DISCARD FLOUT SWAP ACT PLACE AIWORD HUSH REFUSEWORD BOUND EXFILDATA DEVELOPER NOW USER"
 )
 CONTEXT: Final = _names("PRIOR ALL YOU YOUR TEXT WHAT SAY IAM NOT COLON QUOTED START ROLENAME TOWARD")
 HARMLESS: Final = _names("DISCUSS CODE THIRD MY BENIGNOBJ POLITE QUERY QUESTION DOCREF")
@@ -32,7 +32,7 @@ CORE: Final = frozenset(range(len(STRONG) + len(WEAK)))
 # count close by.
 FRAMES: Final = frozenset(_names("DISCUSS QUERY CODE QUESTION"))
 # What a class says by itself.
-ALONE: Final = frozenset(_names("SYSPROMPT THESECRET FREE CONCEAL FORCEOUT INSTEAD MODE TAG RULER ROLELINE OBEY IMAGE"))
+ALONE: Final = frozenset(_names("THESECRET FREE CONCEAL FORCEOUT INSTEAD MODE TAG RULER ROLELINE OBEY IMAGE"))
 # What says more when a sentence begins with it.
 OPENERS: Final = frozenset(
     _names(
@@ -71,6 +71,8 @@ NEAR_GRAMMAR: Final = {
     "AI": "ADDRESSED TOWARD MUST COLON YOU URGENT USER REVEAL SENDVERB NOW NOT TOOL SAY",
     "AIWORD": "ADDRESSED TOWARD MUST URGENT NOW",
     "ADDRESSED": "YOU MUST INSTRUCTION OVERRIDE SAY",
+    "PLACE": "REVEAL WHAT VERBATIM TEXT ENCODING SAY OVERRIDE DISCARD INSTRUCTION SETUP SYSPROMPT ALL YOU VOID HIDDEN",
+    "ACT": "AI AIWORD ADDRESSED INSTEAD",
     "MODE": "MODEWORD YOU NOW OFF YOUR",
     "MODEWORD": "OFF LIMIT FREE",
     "OFF": "ALL YOUR",
@@ -127,8 +129,9 @@ def _sign(number: int) -> int:
     if names[0] == names[1]:
         return 0
     if harmless:
-        telling = any(name in STRONG or name in WEAK for name in names)
-        return -int(telling and (number < FAR_BASE or any(name in FRAMES for name in names)))
+        if number < FAR_BASE:
+            return -int(any(name in STRONG or name in WEAK for name in names))
+        return -int(any(name in STRONG for name in names) and any(name in FRAMES for name in names))
     if all(name in STRONG for name in names):
         return 1
     if number >= FAR_BASE:

@@ -127,7 +127,7 @@ def read_model_file(data: bytes) -> ModelFile:
 
 _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("OVERRIDE", "FLOUT", "DISCARD", "VOID", "INSTRUCTION", "SETUP", "PRIOR"), "override"),
-    **dict.fromkeys(("SYSPROMPT", "REVEAL", "VERBATIM"), "prompt-leak"),
+    **dict.fromkeys(("SYSPROMPT", "PLACE", "REVEAL", "VERBATIM"), "prompt-leak"),
     **dict.fromkeys(("SECRET", "THESECRET", "HIDDEN", "ENCODING"), "secret-request"),
     **dict.fromkeys(("PERSONA", "FIGURE", "YOUARE"), "persona"),
     **dict.fromkeys(("FREE", "LOOSE", "NOREFUSE", "REFUSEWORD", "HARM"), "unrestricted"),
@@ -137,7 +137,7 @@ _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("TAG", "RULER", "ROLELINE", "ENDING"), "fake-structure"),
     **dict.fromkeys(("AI", "AIWORD", "ADDRESSED", "USER"), "addresses-assistant"),
     **dict.fromkeys(("DEVELOPER", "IAM"), "authority"),
-    **dict.fromkeys(("INSTEAD", "SWAP", "NOW", "URGENT"), "new-task"),
+    **dict.fromkeys(("INSTEAD", "SWAP", "ACT", "NOW", "URGENT"), "new-task"),
     **dict.fromkeys(("CONCEAL", "HUSH"), "concealment"),
     "OBEY": "obedience",
 }
