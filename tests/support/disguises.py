@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alike letters are disguises
 """Thirty-six ways to hide a text from a filter, none of which hides it from a model or a determined reader."""
 
 from __future__ import annotations
@@ -15,16 +16,11 @@ from urllib.parse import quote
 _CYRILLIC: Final = dict(zip("aceiopxysjABCEHKMOPTX", "асеіорхуѕјАВСЕНКМОРТХ", strict=True))
 _GREEK: Final = dict(zip("abeiknoptuvxABEHIKMNOPTXYZ", "αβεικηορτυνχΑΒΕΗΙΚΜΝΟΡΤΧΥΖ", strict=True))
 _LEET: Final = dict(zip("aeiost", "431057", strict=True))
-_MORSE: Final = dict(
-    zip(
-        string.ascii_lowercase + string.digits + ".,?",
-        (
-            ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
-            "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .-.-.- --..-- ..--.."
-        ).split(),
-        strict=True,
-    )
+_SIGNS: Final = (
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
+    "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .-.-.- --..-- ..--.."
 )
+_MORSE: Final = dict(zip(string.ascii_lowercase + string.digits + ".,?", _SIGNS.split(), strict=True))
 _PADDING: Final = "The harbour was quiet that morning and nobody on the pier was in a hurry to leave. "
 
 
@@ -98,7 +94,7 @@ DISGUISES: Final[dict[str, Callable[[str], str]]] = {
     "mathematical-bold": lambda t: _shift(t, 0x1D400, 0x1D41A),
     "full-width": _full_width,
     "circled": lambda t: _shift(t, 0x24B6, 0x24D0),
-    "zero-width": lambda t: "\u200b".join(t),
+    "zero-width": "\u200b".join,
     "zwnj-in-words": lambda t: " ".join(w[: len(w) // 2] + "\u200c" + w[len(w) // 2 :] for w in t.split(" ")),
     "soft-hyphens": lambda t: " ".join("\u00ad".join(w) for w in t.split(" ")),
     "tags": lambda t: "Have a nice day." + "".join(chr(0xE0000 + ord(c)) for c in t if 32 <= ord(c) < 127),
