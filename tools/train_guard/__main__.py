@@ -33,10 +33,10 @@ GUARD_DATA = HERE.parents[1] / "src/casemate/guard/data"
 SEED = 20240601
 PER_TEMPLATE = 30
 STRENGTH = {"user": 0.1, "document": 0.1}
-FALSE_ALARMS = {"user": 0.005, "document": 0.006}
+FALSE_ALARMS = {"user": 0.006, "document": 0.007}
 THIN = {"user": 0.4, "document": 0.15}
 # Prompts that play with telling words are rarer in the development data than in life.
-MARGIN = {"user": 0.25, "document": 0.0}
+MARGIN = {"user": 0.1, "document": 0.1}
 FLAGGED = {"user": 0.02, "document": 0.04}
 BACKGROUND = {"user": 0.3, "document": 1.0}
 STEPS = 127

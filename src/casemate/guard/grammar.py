@@ -2,11 +2,13 @@
 
 A class is what a word does in an attack or in its harmless twin (`OVERRIDE`, `INSTRUCTION`, `DISCUSS`...), so what is
 learnt about classes holds for every language and for sentences nobody has seen. The lexicon is text: one class a line,
-`CLASS: word | stem* | a whole phrase`; a lone `*` inside a phrase stands for any word.
+`CLASS: word | stem* | a whole phrase | (tell/show) (me/us) all`; a lone `*` inside a phrase stands for any word.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +19,12 @@ from casemate.errors import UntrustedDataError
 from casemate.guard.words import fold, split_words
 
 PHRASE_LIMIT: Final = 8
+CHOICE_LIMIT: Final = 4096
 ENGLISH: Final = "en"
 MEMORY_LIMIT: Final = 20_000
 RESIDUE: Final = 4  # characters of an unspaced script that count as one word
 
+_CHOICE = re.compile(r"\(([^()]*)\)")
 _DROPPED_APOSTROPHE = re.compile(r"[a-z]+n't|you'(?:re|ve)|i'(?:m|ve)|what's")
 _ARABIC_MARKS = re.compile("[\u064b-\u065f\u0670\u0640]")
 _UNSPACED: Final = "\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
@@ -266,4 +270,12 @@ def _parse(text: str) -> Iterable[tuple[str, str]]:
             raise UntrustedDataError(f"lexicon line without a class: {line[:40]!r}", check="guard-lexicon")
         for entry in entries.split("|"):
             if entry.strip():
-                yield name.strip(), entry.strip()
+                yield from ((name.strip(), phrase) for phrase in _choices(entry.strip()))
+
+
+def _choices(entry: str) -> Iterable[str]:
+    """Yield every phrase an entry with choices in brackets stands for."""
+    parts = [part.split("/") if index % 2 else [part] for index, part in enumerate(_CHOICE.split(entry))]
+    if math.prod(map(len, parts)) > CHOICE_LIMIT:
+        raise UntrustedDataError(f"lexicon entry with too many choices: {entry[:40]!r}", check="guard-lexicon")
+    return (" ".join("".join(chosen).split()) for chosen in itertools.product(*parts))
