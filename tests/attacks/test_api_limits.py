@@ -216,6 +216,9 @@ def send_ahead(gateway, rounds: int = 500) -> tuple[bool, int]:
         try:
             for _ in range(rounds):
                 sock.sendall(AHEAD)
+            for _ in range(30):  # what was sent may still lie in the kernel's buffers, unread by anybody
+                time.sleep(0.1)
+                sock.sendall(b"G")
         except OSError:
             taken = False
         time.sleep(0.5)
