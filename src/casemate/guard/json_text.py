@@ -13,6 +13,7 @@ from typing import Final
 _QUOTE_OR_ESCAPE = re.compile(r'\\.|"', re.DOTALL)
 _AFTER_BRACE: Final = frozenset('"}')
 _AFTER_BRACKET: Final = frozenset('"{[]-0123456789tfn')
+_PLAIN_VALUE = re.compile(r"[\d+\-.eE,\s]+")
 _NUMBER: Final = frozenset("0123456789+-.eE")
 
 
@@ -44,7 +45,7 @@ class JsonState:
             start -= 1
         while end < high and text[end] in _NUMBER:
             end += 1
-        return start, end, True
+        return start, end, _PLAIN_VALUE.fullmatch(text, start, end) is not None
 
     def _meet(self, character: str) -> None:
         """Take the next character of a text whose first two signs are not both known."""

@@ -63,7 +63,7 @@ _MONTH_DAY = re.compile(r"([A-Za-z\u00c0-\u017f]{3,12})\.? \d{1,2}(?:st|nd|rd|th
 # word and before what no value begins with.
 _ANCHOR = re.compile(
     r"(?<=\S)\s{4}|(?<=\s)(?P<last>\S{2,20})\n"
-    r"|(?<=\s)(?P<word>[^\s\d]\S{0,18}[A-Za-z\u00df-\u00ff|)\]}])[,;!?]?\s{1,3}(?=[^\s\dA-Z(\[{<@.])"
+    r"|(?<=\s)(?P<word>[^\s\d]{1,19}[A-Za-z\u00df-\u00ff|)\]}])[,;!?]?\s{1,3}(?=[^\s\dA-Z(\[{<@.])"
 )
 _NOT_ANCHORS: Final = frozenset({*INDEX, *MARKERS, *DATE_LINKS})
 
@@ -162,7 +162,10 @@ def _joined(text: str, start: int, end: int, right: int, context: str, *, final:
         return True
     ahead = text[right : right + _RIGHT]
     complete = final or len(ahead) == _RIGHT or _SPACE.search(ahead) is not None
-    return _joins_word(text, start, end, ahead.split(None, 1)[0].lower(), complete=complete)
+    word = ahead.split(None, 1)[0]
+    if before.isdigit() and len(word) == 1 and word.isupper():
+        return True if complete else None
+    return _joins_word(text, start, end, word.lower(), complete=complete)
 
 
 def _joins_sign(text: str, start: int, end: int, after: str, context: str) -> bool:
