@@ -46,8 +46,6 @@ _DECIMAL_REACH: Final = 20
 _PREFIX: Final = 4
 _MONTH_START: Final = 3
 _LONGEST_WORD: Final = 10
-_OPENING: Final = "\"'<([{"
-_CLOSING: Final = "\"'>)]},;:!?"
 _ENDS: Final = frozenset('!?;"')
 _CJK_DATE: Final = frozenset("\u5e74\u6708\ub144\uc6d4")
 _IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .\-_/]{1,3}[A-Za-z0-9]{4}){0,8}(?:[ .]?[\-_/])?\Z")
@@ -251,13 +249,13 @@ def _joins_word(text: str, start: int, end: int, word: str, *, complete: bool) -
 
 def _joins_letter(last: str, word: str, *, complete: bool) -> bool | None:
     """Join letters standing alone: `b o b @ x . o r g`."""
-    if not (_is_spelled(last.lstrip(_OPENING)) and _is_spelled(word.rstrip(_CLOSING))):
+    if len(last) != 1 or len(word) != 1 or not (_is_spelled(last) and _is_spelled(word)):
         return False
     return True if complete else None
 
 
-def _is_spelled(word: str) -> bool:
-    return len(word) == 1 and (word.isalnum() or word in "@.-_+")
+def _is_spelled(letter: str) -> bool:
+    return letter.isalnum() or letter in "@.-_+"
 
 
 def _joins_marker(last: str, word: str, *, complete: bool) -> bool | None:
