@@ -43,7 +43,7 @@ docs: setup-dev ## Rewrite the generated pages: references, threat model, the RE
 lock: setup-dev ## After a change in pyproject.toml: new uv.lock and hashed requirements
 	.venv/bin/uv lock
 	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --no-dev --group build -o requirements/device.txt
-	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --extra release --group dev -o requirements/dev.txt
+	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --extra release --extra fleet --extra tpm --group dev -o requirements/dev.txt
 
 setup-device:
 	@./setup device
