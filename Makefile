@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo check check-long test lint format bench docs lock setup-device setup-dev
+.PHONY: help up demo check check-long test lint format bench docs guard-train lock setup-device setup-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: setup-dev ## Rewrite the code in the house format
 
 docs: setup-dev ## Rewrite the generated pages: references, threat model, the README's transcript and table
 	@for tool in tools/make_*.py; do echo $$tool; $(PYTHON) $$tool || exit 1; done
+
+guard-train: setup-dev ## Train the guard again: the same tree writes the same src/casemate/guard/data/injection.json
+	$(PYTHON) -m tools.train_guard
 
 lock: setup-dev ## After a change in pyproject.toml: new uv.lock and hashed requirements
 	.venv/bin/uv lock

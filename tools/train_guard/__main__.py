@@ -56,12 +56,13 @@ def main() -> None:
     """Train and write."""
     options = argparse.ArgumentParser(prog="python -m tools.train_guard", description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=GUARD_DATA / "injection.json", help="where the model goes")
+    options.add_argument("--per-template", type=int, default=PER_TEMPLATE, help="texts drawn from each template")
     options.add_argument(
         "--left-out", action="store_true", help="report each source judged by models that never saw it"
     )
     arguments = options.parse_args()
     lexicons = {path.stem: path.read_text(encoding="utf-8") for path in sorted((GUARD_DATA / "lexicon").glob("*.txt"))}
-    rows = training_rows(SEED, PER_TEMPLATE)
+    rows = training_rows(SEED, arguments.per_template)
     english = english_words(rows, lexicons)
     lexicon = Lexicon(lexicons, CLASSES, english)
     labels = np.array([row.label for row in rows])
@@ -76,7 +77,13 @@ def main() -> None:
             say("\n".join(left_out(fitter, rows, job.seen, mine, float(trained["block"]))))
     ordinary = " ".join(ordinary_words(rows, lexicon))
     words = {"ordinary": ordinary, "english": " ".join(english)}
-    stored = {"schema": 1, "classes": CLASSES, "sets": sets, **words, "provenance": provenance(rows)}
+    stored = {
+        "schema": 1,
+        "classes": CLASSES,
+        "sets": sets,
+        **words,
+        "provenance": provenance(rows, arguments.per_template),
+    }
     arguments.out.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -155,7 +162,7 @@ def ordinary_words(rows: list[Row], lexicon: Lexicon) -> list[str]:
     return sorted(found)
 
 
-def provenance(rows: list[Row]) -> dict[str, object]:
+def provenance(rows: list[Row], per_template: int) -> dict[str, object]:
     """Return what made the weights: command, seed, versions, and a digest of every input."""
     inputs = [*sorted(DATA.glob("*.jsonl")), *sorted((HERE / "grammars").glob("*.txt")), HERE / "shells.txt"]
     inputs += sorted((GUARD_DATA / "lexicon").glob("*.txt"))
@@ -166,7 +173,7 @@ def provenance(rows: list[Row]) -> dict[str, object]:
     return {
         "command": "python -m tools.train_guard",
         "seed": SEED,
-        "per_template": PER_TEMPLATE,
+        "per_template": per_template,
         "strength": STRENGTH,
         "thin": THIN,
         "margin": MARGIN,
