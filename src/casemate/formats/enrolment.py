@@ -13,8 +13,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -65,6 +65,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     devices: Annotated[str, msgspec.Meta(max_length=300)]
 
 
+_ADDRESS: Final = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[1-9][0-9]{0,4})?\Z")
 _encoder: Final = msgspec.json.Encoder(order="sorted")
 _charters: Final = msgspec.json.Decoder(Charter)
 _bundles: Final = msgspec.json.Decoder(Bundle)
@@ -138,11 +139,9 @@ def parse_bundle(raw: bytes) -> Bundle:
         if len(raw) > BUNDLE_LIMIT:
             raise ValueError("too large")  # noqa: TRY301 - one place turns every fault into the same refusal
         bundle = _bundles.decode(raw)
-        address = urlsplit(bundle.devices)
-        usable = address.scheme == "https" and address.hostname and address.port != 0
     except (*_BROKEN, ValueError) as error:
         raise UntrustedDataError(f"the enrolment bundle is not well-formed: {error}", check="bundle-form") from error
-    if not usable:
+    if not _ADDRESS.match(bundle.devices):
         raise UntrustedDataError("the enrolment bundle names no https address", check="bundle-form")
     return bundle
 

@@ -66,7 +66,8 @@ def test_a_bundle_says_where_devices_connect():
 
 
 @pytest.mark.parametrize(
-    "address", ["http://fleet.example", "fleet.example:1", "https://", "https://h:99999", "file:///"]
+    "address",
+    ["http://fleet.example", "fleet.example:1", "https://", "https://h:0", "https://u@h", "https://h/x", "file:///"],
 )
 def test_a_bundle_without_an_https_address_is_refused(address):
     with pytest.raises(UntrustedDataError, match="enrolment bundle"):
