@@ -98,7 +98,7 @@ def parse_token(text: str) -> Token:
 
 def _bad_token() -> UntrustedDataError:
     return UntrustedDataError(
-        "this is not an enrolment token", check="token-form", hint="make one: `casemate fleet token create --asset TAG`"
+        "this is not an enrolment token", check="token-form", hint="whoever runs the fleet's server makes them"
     )
 
 
