@@ -1,0 +1,103 @@
+"""A software TPM for a test: its own maker (certificate authority), its own state, a unix socket, real power cycles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+needs_swtpm = pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs Debian's swtpm")
+
+_MANUFACTURE = "swtpm_setup --tpm2 --create-ek-cert --create-platform-cert --overwrite --pcr-banks sha256"
+
+
+class SoftwareTpm:
+    """One TPM. `tcti` reaches it, `maker` is the certificate (PEM) of whoever made it."""
+
+    def __init__(self, root: Path, ca: Path) -> None:
+        self._state, self._ca = root / "state", ca
+        self._socket = root / "s"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._state.mkdir(parents=True)
+        self._manufacture(root)
+
+    @property
+    def tcti(self) -> str:
+        return f"swtpm:path={self._socket}"
+
+    @property
+    def maker(self) -> bytes:
+        return (self._ca / "issuercert.pem").read_bytes()
+
+    def _manufacture(self, root: Path) -> None:
+        self._ca.mkdir(parents=True, exist_ok=True)
+        names = {"statedir": "", "signingkey": "/signkey.pem", "issuercert": "/issuercert.pem", "certserial": "/serial"}
+        (root / "ca.conf").write_text("".join(f"{key} = {self._ca}{name}\n" for key, name in names.items()))
+        (root / "ca.options").write_text("--platform-manufacturer Test\n--platform-version 1\n--platform-model Test\n")
+        (root / "setup.conf").write_text(
+            f"create_certs_tool = {shutil.which('swtpm_localca')}\n"
+            f"create_certs_tool_config = {root / 'ca.conf'}\n"
+            f"create_certs_tool_options = {root / 'ca.options'}\n"
+        )
+        log = root / "setup.log"
+        with log.open("wb") as out:
+            done = subprocess.run(
+                [*_MANUFACTURE.split(), "--config", str(root / "setup.conf"), "--tpmstate", str(self._state)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 0, log.read_text()
+
+    def power_on(self) -> None:
+        control = Path(f"{self._socket}.ctrl")  # where the TSS looks for it
+        parts = {
+            "--tpmstate": f"dir={self._state}",
+            "--server": f"type=unixio,path={self._socket}",
+            "--ctrl": f"type=unixio,path={control}",
+            "--flags": "not-need-init,startup-clear",
+        }
+        self._process = subprocess.Popen(
+            ["swtpm", "socket", "--tpm2", *(word for part in parts.items() for word in part)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 10
+        while not (self._socket.exists() and control.exists()):
+            assert self._process.poll() is None, "swtpm ended"
+            assert time.monotonic() < deadline, "swtpm did not start"
+            time.sleep(0.01)
+
+    def power_off(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+        for path in (self._socket, Path(f"{self._socket}.ctrl")):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def power_cycle(self) -> None:
+        self.power_off()
+        self.power_on()
+
+
+@contextlib.contextmanager
+def software_tpm(root: Path, ca: Path | None = None) -> Iterator[SoftwareTpm]:
+    """Make a TPM below *root* (short: socket paths are) and keep it powered. *ca*: a maker that several TPMs share."""
+    tpm = SoftwareTpm(root, ca or root / "ca")
+    os.chmod(root, 0o755)
+    tpm.power_on()
+    try:
+        yield tpm
+    finally:
+        tpm.power_off()
