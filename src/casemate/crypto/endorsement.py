@@ -49,7 +49,7 @@ def verify_endorsement(certificate: bytes, issuers: Iterable[bytes], at: float) 
         raise UntrustedDataError(
             f"no listed maker issued this TPM's certificate ({found.issuer.rfc4514_string()})",
             check="ek-issuer",
-            hint="add the maker's issuing certificate: `casemate fleet ek add FILE`",
+            hint="add the certificate the maker issues with to the fleet's list of makers",
         )
     _check_purpose(found, at)
     key = found.public_key()
