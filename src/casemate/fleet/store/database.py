@@ -1,0 +1,124 @@
+"""The database behind everything: SQLite (one writer) or PostgreSQL, with the same transactions.
+
+`write()` is for what must not be lost or raced: on SQLite it takes the write lock at once (a read that becomes a write
+later would fail when another was faster), on PostgreSQL it is an ordinary transaction with row locks. `read()` is a
+snapshot. Nothing here knows what the tables mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from casemate.errors import ConfigError, OperationError
+
+_BUSY_MS: Final = 10_000
+_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+_WRITES: Final = "casemate_writes"
+
+
+class Store:
+    """Connections to one database."""
+
+    def __init__(self, url: str, *, pool: int = 10) -> None:
+        """Prepare *url*; nothing connects before the first transaction.
+
+        Raises:
+            ConfigError: not a URL of a database we support.
+
+        """
+        self.url = driver_url(url)
+        self.is_postgresql = self.url.startswith("postgresql")
+        options: dict[str, Any] = {"pool_size": pool, "max_overflow": 0, "pool_timeout": 15}
+        if self.is_postgresql:
+            options["pool_pre_ping"] = True  # a database that was restarted costs one round trip, not one request
+        self.engine: AsyncEngine = create_async_engine(self.url, **options)
+        if not self.is_postgresql:
+            _prepare_sqlite(self.engine)
+        self._writer = self.engine.execution_options(**{_WRITES: True})
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection that only reads."""
+        async with _named(), self.engine.connect() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Give a transaction: all of it is durable at the end, or nothing.
+
+        Raises:
+            OperationError: the database is gone, locked or full.
+
+        """
+        async with _named(), self._writer.begin() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Drop every connection."""
+        await self.engine.dispose()
+
+
+def driver_url(url: str) -> str:
+    """Return *url* with the driver we use.
+
+    Raises:
+        ConfigError: neither sqlite nor postgresql.
+
+    """
+    scheme, colon, rest = url.partition(":")
+    driver = _DRIVERS.get(scheme.partition("+")[0])
+    refusal = ConfigError(
+        "the database URL is not one of sqlite or postgresql",
+        hint="postgresql://user:password@host/database, or leave it out for SQLite in the fleet's directory",
+    )
+    if not colon or driver is None:
+        raise refusal
+    try:
+        return make_url(f"{driver}:{rest}").render_as_string(hide_password=False)
+    except ArgumentError as error:
+        raise refusal from error
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of a SQLite file."""
+    return f"sqlite:///{path}"
+
+
+@contextlib.asynccontextmanager
+async def _named() -> AsyncIterator[None]:
+    """Turn a database that fails into an error with a hint; its text may hold values, so only its kind is kept."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        if isinstance(error, sa.exc.IntegrityError):
+            raise
+        cause = getattr(error, "orig", None) or error
+        text = re.sub(r"\s+", " ", str(cause).splitlines()[0] if str(cause) else type(cause).__name__)[:120]
+        raise OperationError(
+            f"the database did not answer: {text}", hint="check that it runs, and that its disk has space"
+        ) from error
+
+
+def _prepare_sqlite(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not decide when a transaction begins
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_MS}"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,1 @@
+"""Alembic's side: how to run a migration, and the migrations."""

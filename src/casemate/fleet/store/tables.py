@@ -1,0 +1,345 @@
+"""The tables. Moments are seconds since the epoch (float); ids of devices are UUIDs in text.
+
+`tenant_id` stands in every table and is 1 everywhere for now: a second tenant needs no migration of the data. What a
+check-in writes is narrow and apart (`device_seen`), because a wide row that changes every minute costs locks and
+vacuum. Foreign keys only where a row makes no sense alone: each is a lock per insert.
+
+Change a table here and in a new migration: a test compares both on SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+TENANT: Final = 1
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+_Serial: Final = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY counts up by itself there
+_ID: Final = String(36)
+_NAME: Final = String(128)
+
+
+def _table(name: str, *parts: Any) -> Table:
+    tenant: Column[int] = Column("tenant_id", Integer, nullable=False, server_default=str(TENANT))
+    return Table(name, metadata, *parts, tenant)
+
+
+device = _table(
+    "device",
+    Column("id", _ID, primary_key=True),
+    Column("asset", _NAME, nullable=False),
+    Column("group_name", _NAME, nullable=False, server_default=""),
+    Column("state", String(16), nullable=False),
+    Column("enrolled_by", String(16), nullable=False),  # token | tpm
+    Column("created", Float, nullable=False),
+    Column("changed", Float, nullable=False),
+    Column("replaces", _ID),  # the device that carried this asset tag before
+    Column("key_digest", String(64), nullable=False),  # SHA-256 of the SubjectPublicKeyInfo it enrols with
+    Column("assurance", String(4), nullable=False, server_default="L0"),  # set by the verifier and nobody else
+    Column("assurance_expires", Float, nullable=False, server_default="0"),
+    Column("certificate_expires", Float),
+    Column("command_sequence", BigInteger, nullable=False, server_default="0"),  # of the newest command, ever
+    Column("commands_waiting", Integer, nullable=False, server_default="0"),
+    Column("lost", Boolean, nullable=False, server_default="0"),  # next contact: wipe
+    Index("ix_device_asset", "asset"),
+    Index("ix_device_state", "state", "asset", "id"),
+    Index("ix_device_listing", "asset", "id"),
+    Index("ix_device_group", "group_name", "asset", "id"),
+    Index("ix_device_expires", "certificate_expires"),
+)
+
+device_seen = _table(
+    "device_seen",
+    Column("device_id", _ID, primary_key=True),
+    Column("last_seen", Float, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("agent", _NAME, nullable=False, server_default=""),
+    Column("generation", _NAME, nullable=False, server_default=""),
+    Column("clock_skew", Float, nullable=False, server_default="0"),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Index("ix_device_seen_last", "last_seen"),
+)
+
+health_rollup = _table(
+    "health_rollup",
+    Column("device_id", _ID, primary_key=True),
+    Column("bucket", BigInteger, primary_key=True),  # start of the five minutes
+    Column("samples", Integer, nullable=False),
+    Column("temperature_max", Float, nullable=False),
+    Column("memory_max", BigInteger, nullable=False),
+    Column("load_max", Float, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("refusals", BigInteger, nullable=False),
+    Column("integrity_failures", BigInteger, nullable=False),
+    Index("ix_health_rollup_bucket", "bucket"),
+)
+
+device_cert = _table(
+    "device_cert",
+    Column("serial", String(40), primary_key=True),  # lower-case hex
+    Column("device_id", _ID, ForeignKey("device.id"), nullable=False),
+    Column("state", String(16), nullable=False),  # active | superseded | revoked
+    Column("not_before", Float, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),  # DER
+    Index("ix_device_cert_device", "device_id"),
+)
+
+enrolment_token = _table(
+    "enrolment_token",
+    Column("id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),  # SHA-256 of the whole token
+    Column("asset", _NAME, nullable=False),
+    Column("group_name", _NAME, nullable=False, server_default=""),
+    Column("device_id", _ID),  # a new certificate for this device, not a new device
+    Column("needs_approval", Boolean, nullable=False, server_default="0"),
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("state", String(16), nullable=False),  # open | used | revoked
+    Column("used_by", _ID),
+    Index("ix_enrolment_token_state", "state", "created"),
+)
+
+command = _table(
+    "command",
+    Column("id", String(32), primary_key=True),
+    Column("device_id", _ID, ForeignKey("device.id"), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("verb", String(32), nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("state", String(16), nullable=False),  # waiting | done | failed | expired
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("delivered", Float),
+    Column("finished", Float),
+    Column("acknowledgement", LargeBinary),
+    UniqueConstraint("device_id", "sequence"),
+    Index("ix_command_waiting", "device_id", "state"),
+)
+
+change = _table(  # what running servers must hear of: they read on from the last id they saw
+    "change",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("device_id", _ID, nullable=False),
+    Column("kind", String(16), nullable=False),  # state | command
+    Column("created", Float, nullable=False),
+    Index("ix_change_created", "created"),
+)
+
+attest_policy = _table(
+    "attest_policy",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("name", _NAME, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("document", LargeBinary, nullable=False),  # the signed bytes
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+    UniqueConstraint("name", "version"),
+)
+
+attest_nonce = _table(
+    "attest_nonce",
+    Column("digest", String(64), primary_key=True),
+    Column("device_id", _ID, nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("context", LargeBinary),  # what the second step of an exchange needs again
+    Index("ix_attest_nonce_expires", "expires"),
+)
+
+attest_result = _table(
+    "attest_result",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("device_id", _ID, nullable=False),
+    Column("status", String(16), nullable=False),  # affirming | warning | contraindicated | none
+    Column("assurance", String(4), nullable=False),
+    Column("reasons", Text, nullable=False, server_default="[]"),  # JSON: one text per reason
+    Column("policy", _NAME, nullable=False, server_default=""),
+    Column("policy_version", BigInteger, nullable=False, server_default="0"),
+    Column("evidence_digest", String(64), nullable=False),
+    Column("evidence", LargeBinary),
+    Column("ear", Text),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Index("ix_attest_result_device", "device_id", "created"),
+)
+
+key_grant = _table(
+    "key_grant",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("device_id", _ID, nullable=False),
+    Column("model", _NAME, nullable=False),
+    Column("granted", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("result_id", BigInteger),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+    Index("ix_key_grant_device", "device_id", "created"),
+)
+
+ek_allow = _table(
+    "ek_allow",
+    Column("digest", String(64), primary_key=True),  # SHA-256 of the EK's SubjectPublicKeyInfo
+    Column("asset", _NAME, nullable=False),
+    Column("group_name", _NAME, nullable=False, server_default=""),
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+)
+
+tpm_identity = _table(
+    "tpm_identity",
+    Column("device_id", _ID, primary_key=True),
+    Column("ek_digest", String(64), nullable=False, unique=True),
+    Column("ak_public", LargeBinary, nullable=False),  # TPMT_PUBLIC
+    Column("ek_trusted", Boolean, nullable=False),  # its certificate chains to an allowed vendor root
+    Column("created", Float, nullable=False),
+)
+
+package_set = _table(
+    "package_set",
+    Column("digest", String(64), primary_key=True),
+    Column("items", LargeBinary, nullable=False),  # canonical JSON
+    Column("count", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+device_packages = _table(
+    "device_packages",
+    Column("device_id", _ID, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("changed", Float, nullable=False),
+    Index("ix_device_packages_digest", "digest"),
+)
+
+journal_checkpoint = _table(
+    "journal_checkpoint",
+    Column("device_id", _ID, primary_key=True),
+    Column("origin", _NAME, nullable=False),
+    Column("vkey", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", LargeBinary, nullable=False),  # the newest cosigned one
+    Column("changed", Float, nullable=False),
+    Column("fault", Text),  # why the history is no longer believed
+)
+
+audit_event = _table(  # the fleet's own log: `seq` is the index in a tlog, `entry` its exact bytes
+    "audit_event",
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("created", Float, nullable=False),
+    Column("actor", _NAME, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("device_id", _ID),
+    Column("asset", _NAME),
+    Column("entry", LargeBinary, nullable=False),
+    Index("ix_audit_event_device", "device_id", "seq"),
+    Index("ix_audit_event_asset", "asset", "seq"),
+    Index("ix_audit_event_action", "action", "seq"),
+)
+
+audit_tree = _table(  # one row: what an appender needs, and the newest checkpoint
+    "audit_tree",
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("levels", LargeBinary, nullable=False),
+    Column("checkpoint", LargeBinary, nullable=False),
+    CheckConstraint("id = 1", name="one"),
+)
+
+alert = _table(
+    "alert",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("kind", String(32), nullable=False),
+    Column("device_id", _ID, nullable=False, server_default=""),
+    Column("asset", _NAME, nullable=False, server_default=""),
+    Column("detail", Text, nullable=False),
+    Column("opened", Float, nullable=False),
+    Column("closed", Float),
+    Column("sent", Float),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_attempt", Float, nullable=False, server_default="0"),
+    Index("ix_alert_open", "closed", "kind", "device_id"),
+    Index("ix_alert_unsent", "sent", "next_attempt"),
+)
+
+user = _table(
+    "user",
+    Column("id", _ID, primary_key=True),
+    Column("name", _NAME, nullable=False, unique=True),
+    Column("role", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # invited | active | disabled
+    Column("created", Float, nullable=False),
+)
+
+passkey = _table(
+    "passkey",
+    Column("credential_id", String(1400), primary_key=True),  # base64url
+    Column("user_id", _ID, ForeignKey("user.id"), nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("sign_count", BigInteger, nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("used", Float),
+    Index("ix_passkey_user", "user_id"),
+)
+
+session = _table(
+    "session",
+    Column("digest", String(64), primary_key=True),  # SHA-256 of the cookie
+    Column("user_id", _ID, ForeignKey("user.id"), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("used", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("proved", Float, nullable=False),  # last time the person showed a passkey
+    Index("ix_session_expires", "expires"),
+)
+
+api_token = _table(
+    "api_token",
+    Column("id", String(16), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("name", _NAME, nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("user_id", _ID),
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("revoked", Float),
+)
+
+invitation = _table(  # the one-time link of the first admin, and of one who lost every passkey
+    "invitation",
+    Column("digest", String(64), primary_key=True),
+    Column("role", String(32), nullable=False),
+    Column("user_name", _NAME, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("used", Float),
+)

@@ -1,0 +1,128 @@
+"""What a device and its fleet say to each other over `/device/v1`: JSON, bounded before it is read.
+
+A server refuses a field it does not know; a device ignores one. So servers are updated before devices. Nothing here is
+trusted for being well formed: identity comes from the certificate of the connection, assurance from the verifier,
+never from a field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from casemate.errors import UntrustedDataError
+
+MAX_BODY: Final = 1 << 20
+"""Bytes of any request body."""
+MAX_PACKAGES: Final = 20_000
+
+Short = Annotated[str, msgspec.Meta(max_length=128)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Blob = Annotated[bytes, msgspec.Meta(max_length=256 * 1024)]
+
+DeviceState = Literal["ok", "degraded", "quarantined", "wiped"]
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A message from a device."""
+
+
+class _Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message to a device."""
+
+
+class Health(_Request, frozen=True):
+    """What the last minutes were like. Counts are since the check-in before; nothing of what was said is in them."""
+
+    temperature_c: Annotated[float, msgspec.Meta(ge=-100, le=300)] = 0.0
+    memory_used: Count = 0
+    load: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 0.0
+    requests: Count = 0
+    refusals: Count = 0
+    integrity_failures: Count = 0
+
+
+class CheckIn(_Request, frozen=True):
+    """A device says that it lives. `clock` is its own time (seconds since the epoch), to be shown, never believed."""
+
+    state: DeviceState
+    agent: Short
+    clock: float
+    sequence: Count = 0
+    """The highest command sequence it has carried out."""
+    generation: Short = ""
+    inventory: Digest | None = None
+    """`Inventory.digest` of what it has installed."""
+    health: Health | None = None
+
+
+class Delivery(_Answer, frozen=True):
+    """A signed command envelope (`formats.envelope`) and the name its acknowledgement is posted under."""
+
+    id: Short
+    envelope: Blob
+
+
+class CheckInAnswer(_Answer, frozen=True):
+    """When to come again (seconds; jitter is added already) and what waits."""
+
+    server_time: float
+    next_checkin_s: float
+    commands: tuple[Delivery, ...] = ()
+    inventory_wanted: bool = False
+    attest_wanted: bool = False
+
+
+class Acknowledgement(_Request, frozen=True):
+    """An acknowledgement signed by the device (`formats.envelope`)."""
+
+    acknowledgement: Blob
+
+
+class Item(_Request, frozen=True, order=True):
+    """One installed thing: a Debian or Python package, a model, a policy, firmware, a HAT."""
+
+    kind: Literal["dpkg", "python", "engine", "model", "policy", "firmware", "hat", "os"]
+    name: Short
+    version: Short
+    digest: Digest | None = None
+
+
+class Inventory(_Request, frozen=True):
+    """All of a device's items. Devices with the same items share one stored set."""
+
+    items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=MAX_PACKAGES)]
+
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Return *message* as JSON."""
+    return msgspec.json.encode(message)
+
+
+def canonical_inventory(inventory: Inventory) -> bytes:
+    """Return the one spelling of *inventory*: items sorted, each once. Its SHA-256 names the set."""
+    items = sorted(set(inventory.items), key=lambda item: (item.kind, item.name, item.version, item.digest or ""))
+    return msgspec.json.encode(Inventory(tuple(items)))
+
+
+def parse(body: bytes, kind: type[Message]) -> Message:
+    """Read *body* as a message of *kind*.
+
+    Every field has a closed type and requests refuse a field they do not know, so nothing nests deeper than our own
+    messages do: a parser never descends into what it was not asked for.
+
+    Raises:
+        UntrustedDataError: `body-size` or `body-format`.
+
+    """
+    if len(body) > MAX_BODY:
+        raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check="body-size")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UntrustedDataError(f"not a {kind.__name__} message: {error}", check="body-format") from error
