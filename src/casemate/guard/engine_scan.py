@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from casemate.guard.entities.evidence import AFTER, EVIDENCE, Evidence, Role
@@ -135,8 +135,17 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
         if then is None:
             places.add((end - 1, end + reach))
         else:
-            places.update((m.end() - 1, m.end() + reach) for m in then.finditer(text, end, end + then_reach))
+            places.update((at - 1, at + reach) for at in _following(then, text, end - 1, end + then_reach))
     return Survey(sorted(places), Role.NAME in roles)
+
+
+def _following(then: re.Pattern[str], text: str, start: int, end: int) -> Iterator[int]:
+    """Return the ends of what *then* finds between *start* and *end*, up to its own group `stop`, if it has one."""
+    stops = "stop" in then.groupindex
+    for match in then.finditer(text, start, end):
+        if stops and match["stop"]:
+            return
+        yield match.end()
 
 
 def _is_time(text: str, end: int) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from casemate.guard.engine_scan import Survey
 from casemate.guard.fold import View
@@ -15,6 +16,7 @@ from casemate.guard.verdict import Span
 
 SWALLOW_CAP: Final = 65536
 SKIP: Final = 24
+_BLANKS = re.compile(r"\s+")
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class Flow:
         """Redact segment by segment from *start* until one ends after *until*; return where the next one begins."""
         text, progress = self._view.text, self._progress
         while start < len(text) and start <= until and self._stop is None:
+            if text[start].isspace() and not progress.swallowing:
+                start = progress.scan = self._blanks(start)
+                continue
             cut = next_cut(text, start, progress.scan, self._session.tail, final=final)
             progress.scan = cut.scan
             if cut.end == UNDECIDED:
@@ -99,6 +104,16 @@ class Flow:
                 start = self._segment(start, cut.end, forced=cut.forced)
             progress.scan = start
         return start
+
+    def _blanks(self, start: int) -> int:
+        """Let a run of blanks out, of which each would be a segment that holds nothing; return where it ends."""
+        end = cast("re.Match[str]", _BLANKS.match(self._view.text, start)).end()
+        if self._lookout is not None:
+            self._stop = self._lookout.look(self._view.text[start:end])
+            if self._stop is not None:
+                return start
+        self._session.skip(self._view.text, start, end)
+        return end
 
     def _segment(self, start: int, end: int, *, forced: bool) -> int:
         """Write one segment and return where the next one begins.

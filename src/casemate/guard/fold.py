@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|([nrtbf"\\/]))')
+_SPECIAL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\\]")
 _OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _ESCAPED: Final = {"n": "\n", "r": "\n", "t": " ", "b": "", "f": " ", '"': '"', "\\": "\\", "/": "/"}
 _GONE_CATEGORIES: Final = frozenset({"Cf", "Cc", "Mn", "Me"})
@@ -22,6 +23,8 @@ _DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\ufe58\ufe63\u
 _QUOTES: Final = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00ab": '"', "\u00bb": '"'}
 _INVISIBLE: Final = frozenset("\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
 _REPLACEMENT: Final = "\ufffd"
+_FEW: Final = 16
+"""Up to so many different characters are replaced one after the other, which is faster than `str.translate`."""
 
 
 class _Table(dict[int, str]):
@@ -97,27 +100,39 @@ class View:
 
 def fold(text: str) -> View:
     """Return the folded view of *text*, which must not end inside an escape (see `open_escape`)."""
-    if text.isascii() and "\\" not in text and text.isprintable():
+    if text.isascii() and _SPECIAL.search(text) is None:
         return View(text)
-    folded = text.translate(_TABLE)
-    if _TABLE.uneven.isdisjoint(text):
-        return View(folded)
-    return _fold_uneven(text)
+    changing = [character for character in set(text) if _TABLE[ord(character)] != character]
+    uneven = _TABLE.uneven.intersection(text)
+    if uneven:
+        return _fold_uneven(text, uneven)
+    if len(changing) > _FEW:
+        return View(text.translate(_TABLE))
+    for character in changing:
+        text = text.replace(character, _TABLE[ord(character)])
+    return View(text)
 
 
-def _fold_uneven(text: str) -> View:
-    """Fold a text in which some characters vanish, grow or stand in escapes; keep a range per character."""
+def _fold_uneven(text: str, uneven: set[str]) -> View:
+    """Fold a text in which the characters *uneven* vanish, grow or begin escapes; keep a range per character."""
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     at = 0
-    while at < len(text):
-        folded, after = _fold_at(text, at)
+    for match in re.finditer(f"[{re.escape(''.join(sorted(uneven)))}]", text):
+        place = match.start()
+        if place < at:
+            continue
+        parts.append(text[at:place].translate(_TABLE))
+        starts.extend(range(at, place))
+        ends.extend(range(at + 1, place + 1))
+        folded, at = _fold_at(text, place)
         parts.append(folded)
-        for _ in folded:
-            starts.append(at)
-            ends.append(after)
-        at = after
+        starts.extend([place] * len(folded))
+        ends.extend([at] * len(folded))
+    parts.append(text[at:].translate(_TABLE))
+    starts.extend(range(at, len(text)))
+    ends.extend(range(at + 1, len(text) + 1))
     return View("".join(parts), starts, ends)
 
 

@@ -35,8 +35,7 @@ _CANDIDATE = re.compile(
 _STRIPPED: Final = ",;.:)(\"'0123456789"
 _SPACE = re.compile(r"\s")
 _RIGHT: Final = 12
-ANCHOR_NEAR: Final = 160
-ANCHOR_FAR: Final = 2000
+ANCHOR_REACHES: Final = (48, 160, 2000)
 _LEFT: Final = 64
 _HEADER_REACH: Final = 96
 _DAY_REACH: Final = 16
@@ -46,6 +45,8 @@ _DECIMAL_REACH: Final = 20
 _PREFIX: Final = 4
 _MONTH_START: Final = 3
 _LONGEST_WORD: Final = 10
+_OPENING: Final = "\"'<([{"
+_CLOSING: Final = "\"'>)]},;:!?"
 _ENDS: Final = frozenset('!?;"')
 _CJK_DATE: Final = frozenset("\u5e74\u6708\ub144\uc6d4")
 _IBAN_SO_FAR = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .\-_/]{1,3}[A-Za-z0-9]{4}){0,8}(?:[ .]?[\-_/])?\Z")
@@ -249,13 +250,13 @@ def _joins_word(text: str, start: int, end: int, word: str, *, complete: bool) -
 
 def _joins_letter(last: str, word: str, *, complete: bool) -> bool | None:
     """Join letters standing alone: `b o b @ x . o r g`."""
-    if len(last) != 1 or len(word) != 1 or not (_is_spelled(last) and _is_spelled(word)):
+    if not (_is_spelled(last.lstrip(_OPENING)) and _is_spelled(word.rstrip(_CLOSING))):
         return False
     return True if complete else None
 
 
-def _is_spelled(letter: str) -> bool:
-    return letter.isalnum() or letter in "@.-_+"
+def _is_spelled(word: str) -> bool:
+    return len(word) == 1 and (word.isalnum() or word in "@.-_+")
 
 
 def _joins_marker(last: str, word: str, *, complete: bool) -> bool | None:
@@ -285,14 +286,13 @@ def _joins_link(word: str, *, complete: bool) -> bool | None:
 
 def anchor_before(text: str, start: int, end: int) -> int:
     """Return a place between *start* and *end*, near *end*, that is a cut for certain; *start* when none shows."""
-    for reach in (ANCHOR_NEAR, ANCHOR_FAR):
+    for reach in ANCHOR_REACHES:
         begin = max(start, end - reach)
-        best = start
-        for gap in _ANCHOR.finditer(text, begin, end):
+        for gap in reversed([*_ANCHOR.finditer(text, begin, end)]):
             if _parts(text, gap):
-                best = gap.end()
-        if best > start or begin == start:
-            return best
+                return gap.end()
+        if begin == start:
+            break
     return start
 
 
@@ -301,12 +301,14 @@ def plain_words(text: str, start: int, end: int, context: str, *, names: bool) -
 
     Only where *names* is false may a capital follow.
     """
-    if _in_quotes(text, start, start, context) or announces(context):
-        return start
+    begun = False
     while True:
         plain = _PLAIN_WORD.match(text, start)
         if plain is None or plain.end() > end:
             return start
+        if not begun and (announces(context) or _in_quotes(text, start, start, context)):
+            return start
+        begun = True
         word, after = plain[1], text[plain.end()]
         if word is not None:
             lower = word.lower()
@@ -323,7 +325,7 @@ def _parts(text: str, gap: re.Match[str]) -> bool:
     if last is None:
         return True
     bare = last.strip(_STRIPPED).lower()
-    if not bare or bare in _NOT_ANCHORS or "----" in last:
+    if not bare or bare in _NOT_ANCHORS or "----" in last or _is_spelled(last.lstrip(_OPENING)):
         return False
     if gap["last"]:
         return True

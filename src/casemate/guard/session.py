@@ -79,6 +79,9 @@ class Session:
 
     def put_out(self, folded: str, pieces: list[Piece]) -> None:
         """Note that *pieces* of *folded* have become output: they are the context of what follows."""
+        if len(pieces) == 1 and pieces[0].mark is None:
+            self.skip(folded, 0, len(folded))
+            return
         shown = "".join(p.mark if p.mark is not None else folded[p.start : p.end] for p in pieces)
         self.tail = (self.tail + shown)[-CONTEXT:]
 

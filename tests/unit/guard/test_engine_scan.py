@@ -12,6 +12,7 @@ import pytest
 from casemate.guard import engine_scan, session
 from casemate.guard.engine_scan import PythonScanner, best_scanner
 from casemate.guard.entities import QUIET
+from casemate.guard.entities.assigned import _TELLING
 from casemate.guard.entities.evidence import EVIDENCE
 from casemate.guard.placeholders import Placeholders
 from casemate.guard.redact import redact_text
@@ -189,3 +190,16 @@ def test_no_module_needs_the_wheel(monkeypatch):
 
 def test_evidence_has_no_look_around():
     assert not [e.pattern for e in EVIDENCE if "(?=" in e.pattern or "(?!" in e.pattern or "(?<" in e.pattern]
+
+
+@pytest.mark.parametrize("scanner", [best_scanner(), PythonScanner()], ids=["hyperscan", "re"])
+def test_every_word_that_speaks_of_a_secret_is_evidence_in_every_spelling(scanner):
+    missed = []
+    for word in sorted(_TELLING - {"code"}):  # a code needs a word beside it that says which
+        title, upper = word.title(), word.upper()
+        for name in (word, title, upper, f"my{title}", f"user_{word}", f"{word}2", f"{word}Name", f"my{upper}"):
+            text = f"so here we go: the one {name} = zK8vQ2nL5xR1"
+            at = text.index("zK8")
+            if not any(place <= at <= until for place, until in scanner.survey(text, dates=False).places):
+                missed.append(name)
+    assert missed == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,9 @@ from casemate.guard.placeholders import Placeholders
 from casemate.guard.redact import redact_text
 from casemate.guard.stream import StreamRedactor
 from casemate.guard.verdict import Action, Channel, GuardPolicy
+from support.values import texts
 
+CORPUS = Path(__file__).parents[2] / "corpus/guard/ordinary.jsonl"
 NAMES = Placeholders(bytes(32))
 POLICY = GuardPolicy(output_entities={"*": Action.REDACT})
 PARTS = [
@@ -102,7 +107,7 @@ def assert_same(text, seed, largest):
     assert (out, spans) == (whole.text, whole.spans)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(TEXTS, st.integers(0, 2**32), st.sampled_from([1, 3, 8, 40, 400]))
 def test_any_chunking_is_the_whole_text(text, seed, largest):
     assert_same(text, seed, largest)
@@ -113,6 +118,38 @@ def test_any_chunking_is_the_whole_text(text, seed, largest):
 @given(TEXTS, st.integers(0, 2**32), st.sampled_from([1, 3, 8, 40, 400]))
 def test_any_of_many_chunkings_is_the_whole_text(text, seed, largest):
     assert_same(text, seed, largest)
+
+
+def many_chunkings(count):
+    """Chunk texts full of values at random and compare with the whole text, *count* times."""
+    chance = random.Random(count)
+    made = [(text, redact_text(text, POLICY, Channel.OUTPUT, NAMES)) for text in texts(count, count // 25)]
+    for number in range(count):
+        text, whole = made[number % len(made)]
+        assert stream(text, sizes(chance.random(), 8)) == (whole.text, whole.spans, None)
+
+
+def test_ten_thousand_chunkings_are_the_whole_text():
+    many_chunkings(10_000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_a_hundred_thousand_chunkings_are_the_whole_text():
+    many_chunkings(100_000)
+
+
+def test_ordinary_text_is_hardly_held():
+    rows = CORPUS.read_text().splitlines()
+    held = []
+    for row in rows:
+        redactor = StreamRedactor(POLICY, NAMES)
+        for piece in re.findall(r" ?\w{1,6}|\s|[^\w\s]", json.loads(row)["text"]):
+            redactor.feed(piece)
+            held.append(redactor.held)
+    held.sort()
+    assert sum(held) / len(held) <= 6
+    assert held[int(len(held) * 0.99)] <= 40
 
 
 def test_a_key_without_end_stops_the_stream():

@@ -131,9 +131,12 @@ def _telling_words(text: str, start: int) -> list[int]:
 
 
 def _is_telling(word: str) -> bool:
+    """Return whether *word*, or a part of a name in camel case, speaks of secrets; `mDp` in random text does not."""
     if word.islower():
         return word in _TELLING
-    return word.lower() in _TELLING or any(part.lower() in _TELLING for part in _CAMEL.split(word))
+    return any(
+        part.lower() in _TELLING and (part[1:].islower() or part.isupper()) for part in (word, *_CAMEL.split(word))
+    )
 
 
 def find_adjacent(window: Window) -> Iterator[Found]:
@@ -221,7 +224,7 @@ def _is_password(words: list[str], value: str, *, quoted: bool, spoken: bool) ->
         return False
     if not _DENYING.isdisjoint(words[-_LAST_WORDS:]):
         return False
-    if value.isdigit() or not is_words(value):
+    if value.isdigit() or not is_words(value.rstrip("!?") if spoken else value):
         return True
     return quoted or not (spoken or value[0].isupper())
 

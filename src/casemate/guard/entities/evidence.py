@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
-from casemate.guard.entities.tokens import TOKENS
+from casemate.guard.entities.tokens import TOKENS, Token
+from casemate.guard.entities.words import word_set
 
 AFTER: Final = 8
 _PER_PATTERN: Final = 40
+_LOOK: Final = 12
+_FIRST_CLASS = re.compile(r"(\[[^\]]+\]|\\w)\{(\d+)")
 _NAME_REACH: Final = 96
+_CODE_REACH: Final = 40
 _PHRASE_REACH: Final = 400
 _HIGH: Final = r"[^\x00-\x7f]"
 _SAYS_ABROAD: Final = (
@@ -25,14 +29,16 @@ _SAYS_ABROAD: Final = (
     "\u043f\u0430\u0440\u043e\u043b\u044c|\u041f\u0430\u0440\u043e\u043b\u044c|\u041f\u0410\u0420\u041e\u041b\u042c|"
     "\u03ba\u03c9\u03b4\u03b9\u03ba|\u039a\u03c9\u03b4\u03b9\u03ba|\u039a\u03a9\u0394\u0399\u039a)"
 )
-_SHORT: Final = "(?:id|client|account|pk|sk|sig|pin|otp|cvv|cvc|tan|totp|sas|jwt|dsn|api|psk|wpa|mdp)"
+_SHORT: Final = word_set("id client account pk sk sig pin otp cvv cvc tan totp sas jwt dsn api psk wpa mdp")
 _SAYS_SECRET: Final = (
     "(?:pass|pwd|secret|token|key|cred|auth|session|cookie|seed|xoxo|bearer|webhook|licen|privat|signa|signi|encrypt|"
-    "access|"
-    "kennwort|contrase|clave|palavra|senha|wachtwoord|salasana|parola|heslo|haslo|adgangskode|jelsz|connectionstring|"
-    rf"administrator|{_SAYS_ABROAD}|\b{_SHORT}\b|\b[a-z]{{1,20}}_{_SHORT}\b|\b{_SHORT}_[a-z]{{1,20}}\b)"
+    "access|kennwort|contrase|clave|palavra|senha|wachtwoord|salasana|parola|heslo|haslo|adgangskode|jelsz|"
+    f"connectionstring|administrator|{_SAYS_ABROAD})"
 )
-_ASSIGNS: Final = re.compile(r"[:=>]|\b(?:is|was|are|lautet|ist|est|es)\b|\u00e8", re.IGNORECASE)
+_ASSIGNS: Final = re.compile(
+    r"[:=>]|(?i:\b(?:is|was|are|lautet|ist|est|es)\b|\u00e8)(?! {1,3}[a-z]{1,12}(?:\s|[.,;!?](?:\s|\Z)))"
+    r"|(?P<stop>[,;{}&?|\n]|[.!] )"
+)
 _NUMBER: Final = re.compile(r"\d\w?")
 _DECIMAL: Final = re.compile(r"\d\.\d{3}")
 _NINE: Final = re.compile(r"[A-Z0-9]{9}")
@@ -70,16 +76,32 @@ class Evidence(NamedTuple):
 
 def _beginnings() -> Iterator[str]:
     """Return patterns for the beginnings of tokens, each with a little of what follows."""
-    starts = sorted({start for token in TOKENS for start in token.start.split("|") if start})
+    starts = sorted(
+        {f"{re.escape(start)}{_follows(token)}" for token in TOKENS for start in token.start.split("|") if start}
+    )
     for first in range(0, len(starts), _PER_PATTERN):
-        some = "|".join(re.escape(start) for start in starts[first : first + _PER_PATTERN])
-        yield f"(?:{some})[^\\s\"'<>]{{6}}"
+        yield "|".join(starts[first : first + _PER_PATTERN])
+
+
+def _short_words() -> str:
+    """Return the pattern of words that are too short to be looked for inside others: `id`, `userId`, `APP_ID`."""
+    small, title, large = ("|".join(sorted(map(form, _SHORT))) for form in (str.lower, str.title, str.upper))
+    return (
+        f"(?:^|[^A-Za-z])(?:{small}|{title})(?:[^a-z]|$)|[a-z](?:{title})(?:[^a-z]|$)"
+        f"|(?:^|[^A-Z])(?:{large})(?:[^A-Za-z]|$)"
+    )
+
+
+def _follows(token: Token) -> str:
+    """Return a pattern for what must follow the beginning of *token*: up to `_LOOK` characters of its first class."""
+    first = _FIRST_CLASS.match(token.rest)
+    return f"{first[1]}{{{min(int(first[2]), _LOOK)}}}" if first else r"[^\s\"'<>]{6}"
 
 
 EVIDENCE: Final[tuple[Evidence, ...]] = (
     # Digits that belong together: cards, accounts, telephones, identity numbers, dates in digits
-    Evidence(r"\d(?:[ .()/\-_]{0,6}\d){5}", role=Role.DIGITS),
-    Evidence(r"\d(?:[A-Za-z]{0,2}[ .\-]?[A-Za-z]{0,2}\d){4}", role=Role.DIGITS),
+    Evidence(r"\d(?:[ .()/\-_]{0,4}\d){5}", role=Role.DIGITS),
+    Evidence(r"[A-Za-z]{6} ?\d{2}[A-Za-z]\d{2}"),
     Evidence(r"\d[./\-]\d{1,2}[./\-]\d", role=Role.DATE),
     Evidence(r"[A-Za-z]{2}\d{2}[ .\-_/]{0,3}[A-Za-z0-9]{4}[ .\-_/]{0,3}[A-Za-z0-9]{4}"),
     Evidence(r"[A-Za-z]{5}\d{4}[A-Za-z]"),
@@ -108,9 +130,10 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
         role=Role.BIRTH,
     ),
     Evidence(
-        r"zip|postcode|postal|plz|cap|cep|postleitzahl|postnummer|postinumero",
+        r"zip|postcode|postal|plz|\bcap\b|\bcep\b|postleitzahl|postnummer|postinumero",
         caseless=True,
         then=_NUMBER,
+        reach=_CODE_REACH,
     ),
     Evidence(r"\b(?:swift|bic)\b", caseless=True, role=Role.ANNOUNCEMENT),
     # Addresses of machines and mailboxes
@@ -139,7 +162,7 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
     ),
     # Secrets that their surroundings give away
     Evidence(_SAYS_SECRET, caseless=True, then=_ASSIGNS, role=Role.ANNOUNCEMENT),
-    Evidence(r"[a-z](?:Id|Pin|Otp|Pk|Sk|Tan|Sas|Jwt|Api)\b", then=_ASSIGNS, role=Role.ANNOUNCEMENT),
+    Evidence(_short_words(), then=_ASSIGNS, role=Role.ANNOUNCEMENT),
     Evidence(
         r"(?:token|secret|password|passwd|passcode|passphrase|key|credential)s?"
         r"[ \t]{1,2}[\"'`(]?[^\s]{12}",

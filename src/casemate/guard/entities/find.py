@@ -146,6 +146,7 @@ ANNOUNCING_ENDS: Final = (
     *("passphrase", "passphrases", "key", "keys", "credential", "credentials", "name's"),
 )
 _LAST_REACH: Final = 24
+_NOT_LETTERS = re.compile(r"[\W\d_]")
 
 
 def find_all(window: Window) -> list[Found]:
@@ -181,11 +182,13 @@ def is_idle(context: str, segment: str) -> bool:
 
 def announces(context: str) -> bool:
     """Return whether the last word of *context* says that a value follows."""
-    end = context.rstrip()
+    end = context[-_LAST_REACH:].rstrip() or context.rstrip()
     if not end:
         return False
     if end[-1] in _ANNOUNCING_SIGNS:
         return True
     word = end[-_LAST_REACH:].rsplit(None, 1)[-1].lower()
     bare = word.strip(".,;:!?")
-    return bare in ANNOUNCING_WORDS or bare.endswith(ANNOUNCING_ENDS) or word[0] == "-"
+    if bare in ANNOUNCING_WORDS or bare.endswith(ANNOUNCING_ENDS) or word[0] == "-":
+        return True
+    return not bare.isalpha() and _NOT_LETTERS.split(bare)[-1] in ANNOUNCING_WORDS

@@ -154,7 +154,18 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("BANK_ACCOUNT", "account", r"\d{4,6}[ \-]?\d{3,6}[ \-]?\d{0,6}", least=7),
     Row("MEDICAL_RECORD", "medical", r"[A-Z]{0,3}-?\d{6,10}", least=6),
 )
-_COMPILED: Final = tuple((row, re.compile(f"{_BEFORE}(?:{row.pattern}){_AFTER}")) for row in ROWS)
+_Compiled = tuple[Row, re.Pattern[str]]
+_COMPILED: Final[tuple[_Compiled, ...]] = tuple(
+    (row, re.compile(f"{_BEFORE}(?:{row.pattern}){_AFTER}")) for row in ROWS
+)
+_STRONG: Final = {
+    sign: tuple(pair for pair in _COMPILED if pair[0].strong and pair[0].needs == sign)
+    for sign in {row.needs for row in ROWS}
+}
+_WEAK: Final = {
+    label: tuple(pair for pair in _COMPILED if not pair[0].strong and pair[0].label == label)
+    for label in {row.label for row in ROWS}
+}
 _LEAST: Final = min(row.least for row in ROWS)
 
 
@@ -163,16 +174,26 @@ def find_numbers(window: Window) -> Iterator[Found]:
     digits = window.digits
     if digits < _LEAST:
         return
-    wanted = {name for label in window.labels for name in label.names}
+    for row, pattern in _candidates(window):
+        if digits >= row.least:
+            for match in window.matches(pattern):
+                rank = _decide(row, match, window)
+                if rank is not None:
+                    yield Found(*match.span(), f"pii:{row.kind}", rank)
+
+
+def _candidates(window: Window) -> Iterator[_Compiled]:
+    """Return the rows whose signs the segment has, or whose word stands near."""
     segment = window.text[window.base :]
-    signs = {sign for sign in "-./" if sign in segment} | ({"A"} if _LETTER.search(segment) else set())
-    for row, pattern in _COMPILED:
-        if digits < row.least or not (row.strong or row.label in wanted) or (row.needs and row.needs not in signs):
-            continue
-        for match in window.matches(pattern):
-            rank = _decide(row, match, window)
-            if rank is not None:
-                yield Found(*match.span(), f"pii:{row.kind}", rank)
+    signs = {sign for sign in "-./" if sign in segment} | {""}
+    if _LETTER.search(segment):
+        signs.add("A")
+    for sign in signs:
+        yield from _STRONG.get(sign, ())
+    for name in {name for label in window.labels for name in label.names}:
+        for pair in _WEAK.get(name, ()):
+            if pair[0].needs in signs:
+                yield pair
 
 
 def _decide(row: Row, match: re.Match[str], window: Window) -> int | None:

@@ -37,7 +37,7 @@ def _compile_beginnings() -> tuple[re.Pattern[str], tuple[Token, ...]]:
             node.tokens.append(token)
     order: list[Token] = []
     pattern = _alternatives(root, order)
-    return re.compile(f"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])"), tuple(order)
+    return re.compile(f"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", re.ASCII), tuple(order)
 
 
 def _alternatives(node: _Node, order: list[Token]) -> str:
@@ -50,7 +50,9 @@ def _alternatives(node: _Node, order: list[Token]) -> str:
 
 _BEGINNINGS, _TOKEN_OF_GROUP = _compile_beginnings()
 _SHAPES: Final = tuple(
-    (token, re.compile(f"(?<![A-Za-z0-9])(?:{token.rest})(?![A-Za-z0-9])")) for token in TOKENS if not token.start
+    (token, re.compile(f"(?<![A-Za-z0-9])(?:{token.rest})(?![A-Za-z0-9])", re.ASCII))
+    for token in TOKENS
+    if not token.start
 )
 
 

@@ -9,15 +9,15 @@ from typing import Final
 from casemate.guard.entities.find import find_all
 from casemate.guard.entities.window import Found, Window
 
-_SPACED = re.compile(r"(?<!\S)(?:\S {1,3}){5,400}\S(?!\S)")
+_SPACED = re.compile(r"(?<!\S)[\"'<(\[{]?((?:\S {1,3}){5,400}\S)[\"'>)\]},;:!?.]?(?!\S)")
 FAR: Final = 950
 
 
 def find_spaced(window: Window) -> Iterator[Found]:
     """Find the values of the segment's runs of single characters."""
     for run in window.matches(_SPACED):
-        places = [at for at in range(*run.span()) if window.text[at] != " "]
-        closed = Window(window.text[max(0, run.start() - len(window.text)) : run.start()], run[0].replace(" ", ""))
+        places = [at for at in range(*run.span(1)) if window.text[at] != " "]
+        closed = Window(window.text[: run.start(1)], run[1].replace(" ", ""))
         for found in find_all(closed):
             start, end = found.start - closed.base, found.end - closed.base
             if start >= 0:
