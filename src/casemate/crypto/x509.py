@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from casemate.crypto.ecdsa import EcKey, EcPublic
@@ -111,6 +111,29 @@ def from_pem(text: str) -> bytes:
         return x509.load_pem_x509_certificate(text.encode("ascii")).public_bytes(Encoding.DER)
     except (ValueError, UnicodeEncodeError) as error:
         raise UntrustedDataError("not a PEM certificate", check="certificate-format") from error
+
+
+def public_key(certificate: bytes) -> bytes:
+    """Return the public key of a certificate (DER), as DER SubjectPublicKeyInfo: what a pin is the digest of.
+
+    Raises:
+        UntrustedDataError: `certificate-format`.
+
+    """
+    try:
+        return _load(certificate).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError as error:
+        raise UntrustedDataError("not a certificate", check="certificate-format") from error
+
+
+def valid_from(certificate: bytes) -> int:
+    """Return the second from which a certificate (DER) is valid.
+
+    Raises:
+        UntrustedDataError: `certificate-format`.
+
+    """
+    return int(_load(certificate).not_valid_before_utc.timestamp())
 
 
 def _check_authority(root: x509.Certificate, at: float) -> None:
