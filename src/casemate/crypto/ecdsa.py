@@ -12,7 +12,7 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -81,6 +81,14 @@ class EcPublic:
             return False
         return True
 
+    def verify_raw(self, signature: bytes, message: bytes) -> bool:
+        """As `verify`, with *signature* as r and s side by side, each as wide as the curve (RFC 7518, 3.4)."""
+        width = (self.key.curve.key_size + 7) // 8
+        if len(signature) != 2 * width:
+            return False
+        r, s = int.from_bytes(signature[:width], "big"), int.from_bytes(signature[width:], "big")
+        return self.verify(utils.encode_dss_signature(r, s), message)
+
     def der(self) -> bytes:
         """Return the SubjectPublicKeyInfo."""
         return self.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -131,3 +139,9 @@ class EcKey:
         """Return the DER signature of *message*."""
         algorithm = _HASHES[self.key.curve.name]
         return self.key.sign(message, ec.ECDSA(algorithm, deterministic_signing=True))
+
+    def sign_raw(self, message: bytes) -> bytes:
+        """As `sign`, with r and s side by side (RFC 7518, 3.4)."""
+        width = (self.key.curve.key_size + 7) // 8
+        r, s = utils.decode_dss_signature(self.sign(message))
+        return r.to_bytes(width, "big") + s.to_bytes(width, "big")

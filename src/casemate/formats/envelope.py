@@ -146,14 +146,14 @@ def seal(payload: bytes, payload_type: str, key: SigningKey | EcKey) -> bytes:
     return _encoder.encode(_Dsse(encode64(payload), payload_type, (_Signature(signature),)))
 
 
-def parse(raw: bytes, payload_type: str) -> Envelope:
-    """Read one envelope of *payload_type*.
+def parse(raw: bytes, payload_type: str, limit: int = LIMIT) -> Envelope:
+    """Read one envelope of *payload_type*, of at most *limit* bytes.
 
     Raises:
         UntrustedDataError: `envelope-form`.
 
     """
-    if len(raw) > LIMIT:
+    if len(raw) > limit:
         raise UntrustedDataError("the envelope is too large", check="envelope-form")
     try:
         found = _envelopes.decode(raw)
