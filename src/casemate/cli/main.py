@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "journal": "the tamper-evident log: show, verify, prove",
     "sandbox": "prove that the engine cannot get out",
     "service": "run as a system service",
+    "device": "who this device is: the key to grant releases to",
     "release": "build, sign and publish what devices run",
     "config": "show settings and where they come from",
     "backup": "save a home (models stay encrypted)",
