@@ -3,6 +3,10 @@
 A slot belongs to a request until the *engine* says it ended: a cancelled request keeps its slot until `done` or
 `failed` comes back, so the gateway never counts a slot free that the engine still computes in. An engine that
 ignores a cancel for `CANCEL_GRACE` seconds is reported as stuck, and the agent replaces it.
+
+An engine that is replaced is not cut off. Its link retires: it starts nothing more, what waited for it waits for its
+successor, in the same order, and it closes when its last request ended. Where there is no room for two engines the link
+is held first: it starts nothing more, and its queue outlives it until a successor is there.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import collections
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from casemate.device.channel import AsyncChannel, ChannelClosed
 from casemate.device.gateway import refusals
@@ -28,6 +32,8 @@ _GONE_RETRY: Final = 2
 """Seconds a client is told to wait when an engine died and the agent has not said more."""
 
 Event = ipc.Chunk | ipc.Done | ipc.Failed
+Turn: TypeAlias = "asyncio.Future[EngineLink]"
+"""A place in a queue; its result is the link whose slot it got."""
 Refusal = Callable[[], ApiError]
 """Makes a fresh error: one that is raised twice would keep the first request's frames, and its prompt, alive."""
 
@@ -145,10 +151,12 @@ class EngineLink:
         self._on_stuck = on_stuck
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
-        self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._queue: collections.deque[Turn] = collections.deque()
         self._taken = 0
         self._reader = asyncio.ensure_future(self._read())
         self._down: Refusal | None = None
+        self._held = False
+        self._successor: EngineLink | None = None
 
     @property
     def running(self) -> int:
@@ -167,13 +175,21 @@ class EngineLink:
             ApiError: 429 the queue is full; 503 the engine is gone; 504 no slot in time.
 
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        await self._take_slot(seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        link = await self.take_slot(seconds)
+        return link.send(kind, params, deadline)
+
+    def send(self, kind: str, params: dict[str, Any], deadline: float) -> Call:
+        """Send a request that holds a slot here; *deadline* is in the loop's clock.
+
+        Raises:
+            ApiError: 503 the engine is gone; 413 the request is too large.
+
+        """
         call = Call(self, next(self._numbers), deadline)
         self._calls[call.number] = call
         try:
-            left = max(deadline - loop.time(), 0.001)
+            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
             self._channel.post(ipc.Generate(id=call.number, kind=kind, params=params, deadline=left))
         except (ChannelClosed, OperationError):
             self._end(call)
@@ -184,39 +200,73 @@ class EngineLink:
             raise refusals.too_large("the request is too large for the engine") from None
         return call
 
-    async def _take_slot(self, seconds: float) -> None:
+    async def take_slot(self, seconds: float) -> EngineLink:
+        """Wait for a slot and return the link that has it: this one, or one that took over meanwhile."""
+        if self._successor:
+            return await self._successor.take_slot(seconds)
         if self._down:
             raise self._down()
-        if self._taken < self.info.slots and not self._queue:
+        if not self._held and self._taken < self.info.slots and not self._queue:
             self._taken += 1
-            return
-        if len(self._queue) >= self._queue_limit:
+            return self
+        if len(self._queue) >= self._queue_limit + (self.info.slots if self._held else 0):
             raise refusals.busy(1 + len(self._queue) // max(self.info.slots, 1))
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn: Turn = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await asyncio.wait_for(asyncio.shield(turn), seconds)
+            return await asyncio.wait_for(asyncio.shield(turn), seconds)
         except TimeoutError:
-            self._leave(turn)
+            self.leave(turn)
             raise refusals.deadline() from None
         except BaseException:
-            self._leave(turn)
+            self.leave(turn)
             raise
 
-    def _leave(self, turn: asyncio.Future[None]) -> None:
+    def leave(self, turn: Turn) -> None:
         """Give up a place in the queue, or the slot that came at the same moment."""
-        if turn in self._queue:
+        if turn.done():
+            if not turn.cancelled() and turn.exception() is None:
+                turn.result().free_slot()
+        elif turn in self._queue:
             self._queue.remove(turn)
-        elif turn.done() and not turn.cancelled() and turn.exception() is None:
-            self._free_slot()
+        elif self._successor:
+            self._successor.leave(turn)
 
-    def _free_slot(self) -> None:
-        while self._queue:
+    def free_slot(self) -> None:
+        """Take back a slot."""
+        self._taken -= 1
+        self._grant()
+        self._end_when_idle()
+
+    def _grant(self) -> None:
+        """Give free slots to those who waited longest."""
+        while self._queue and not self._held and self._taken < self.info.slots:
             turn = self._queue.popleft()
             if not turn.done():
-                turn.set_result(None)
-                return
-        self._taken -= 1
+                self._taken += 1
+                turn.set_result(self)
+
+    # -- giving the model to another engine
+
+    def hold(self) -> None:
+        """Start nothing more; what waits, and what comes, waits for a successor. Closes once it is idle."""
+        self._held = True
+        self._end_when_idle()
+
+    def retire(self, successor: EngineLink) -> None:
+        """Leave everything that has not begun to *successor*; close once it is idle."""
+        self._successor = successor
+        self._on_stuck = lambda _model: self.close(_gone)  # the agent would replace the engine that took over
+        successor._queue.extend(self._queue)
+        self._queue.clear()
+        successor._grant()
+        self._end_when_idle()
+
+    def _end_when_idle(self) -> None:
+        if self._taken == 0 and self._successor:
+            self.close(_gone)
+        elif self._taken == 0 and self._held:
+            self._drop(_gone)
 
     async def _read(self) -> None:
         try:
@@ -224,7 +274,10 @@ class EngineLink:
                 self._dispatch(event)
         except UntrustedDataError:
             self._on_stuck(self.info.model)  # an engine that breaks the protocol is not one to keep
-        self.close(_gone)
+        if self._held and not self._successor:
+            self._drop(_gone)
+        else:
+            self.close(_gone)
 
     def _dispatch(self, event: Event) -> None:
         call = self._calls.get(event.id)
@@ -238,7 +291,7 @@ class EngineLink:
         if not call.ended:
             call.ended = True
             self._calls.pop(call.number, None)
-            self._free_slot()
+            self.free_slot()
 
     def cancel(self, call: Call) -> None:
         """Ask the engine to stop *call*; watch that it does."""
@@ -265,14 +318,19 @@ class EngineLink:
         was_down, self._down = self._down, why
         if was_down:
             return
-        for call in list(self._calls.values()):
-            call.ended = True
-            call.fail(why())
-        self._calls.clear()
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
                 turn.set_exception(why())
+        self._drop(why)
+
+    def _drop(self, why: Refusal) -> None:
+        """End what runs with *why* and let go of the engine; the queue stays."""
+        for call in list(self._calls.values()):
+            call.ended = True
+            call.fail(why())
+        self._taken -= len(self._calls)
+        self._calls.clear()
         self._channel.close()
         self._reader.cancel()
 
@@ -286,13 +344,21 @@ class Engines:
         self._on_stuck = on_stuck
         self._links: dict[str, EngineLink] = {}
         self._down: dict[str, Refusal] = dict.fromkeys(models, _gone)
+        self._retired: list[EngineLink] = []
 
     def up(self, info: ipc.EngineUp, sock: socket.socket) -> None:
-        """Serve *info*.model over *sock* from now on; an older link of the same model is dropped."""
-        if old := self._links.get(info.model):
-            old.close(_gone)
+        """Serve *info*.model over *sock* from now on; an older link of the same model ends what it began."""
+        old = self._links.get(info.model)
         self._down.pop(info.model, None)
-        self._links[info.model] = EngineLink(info, sock, self._queue, self._on_stuck)
+        link = self._links[info.model] = EngineLink(info, sock, self._queue, self._on_stuck)
+        if old:
+            old.retire(link)
+            self._retired = [retired for retired in (*self._retired, old) if retired.serving]
+
+    def hold(self, model: str) -> None:
+        """Start nothing more of *model* until another engine of it is up; requests wait in the queue meanwhile."""
+        if link := self._links.get(model):
+            link.hold()
 
     def down(self, message: ipc.EngineDown) -> None:
         """Stop serving a model until it is `up` again."""
@@ -332,5 +398,5 @@ class Engines:
 
     def close(self) -> None:
         """Drop every link."""
-        for link in self:
+        for link in (*self, *self._retired):
             link.close(_gone)

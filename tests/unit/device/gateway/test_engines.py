@@ -195,14 +195,122 @@ def test_models_that_are_not_up_yet_are_503_and_unknown_ones_404():
 def test_a_restarted_engine_takes_over():
     async def scenario(world):
         call = await start(world)
-        ours, theirs = pair()
-        world.engines.up(ipc.EngineUp(model="m", digest="d", slots=1, context=10), ours)
-        assert (await refused(call.next())).status == 503
-        world.link = world.engines.find("m")
         world.far.close()
-        world.far = AsyncChannel(theirs, ipc.ToEngine)
+        assert (await refused(call.next())).status == 503
+        await replace(world)
         await start(world)
         assert isinstance(await world.heard(), ipc.Generate)
+
+    run(scenario)
+
+
+async def replace(world, slots=1):
+    """Bring up another engine of the same model; return the far end of the first."""
+    ours, theirs = pair()
+    world.engines.up(ipc.EngineUp(model="m", digest="d2", slots=slots, context=10), ours)
+    old, world.far = world.far, AsyncChannel(theirs, ipc.ToEngine)
+    world.link = world.engines.find("m")
+    return old
+
+
+async def closed(channel):
+    async with asyncio.timeout(5):
+        async for _ in channel:
+            pass
+
+
+def test_a_replaced_engine_ends_what_it_began_and_is_let_go():
+    async def scenario(world):
+        call = await start(world)
+        request = (await world.heard()).id
+        old = await replace(world)
+        old.post(ipc.Chunk(request, "still "))
+        old.post(ipc.Done(request))
+        assert (await call.next()).text == "still "
+        assert isinstance(await call.next(), ipc.Done)
+        await closed(old)
+        old.close()
+
+    run(scenario)
+
+
+def test_what_waited_and_what_found_the_old_link_goes_to_the_new_engine():
+    async def scenario(world):
+        first = world.link
+        await start(world)
+        waiting = asyncio.ensure_future(start(world))
+        await asyncio.sleep(0)
+        old = await replace(world, slots=2)
+        late = await first.start("chat", {"x": 2}, seconds=5)
+        assert {(await waiting).number, late.number} == {(await world.heard()).id, (await world.heard()).id}
+        assert world.link.running == 2
+        old.close()
+
+    run(scenario)
+
+
+def test_a_held_engine_starts_nothing_and_its_queue_outlives_it():
+    async def scenario(world):
+        running = await start(world)
+        request = (await world.heard()).id
+        world.engines.hold("m")
+        waiting = [asyncio.ensure_future(start(world)) for _ in range(2)]  # the queue's one, and the one slot's
+        await asyncio.sleep(0)
+        assert (await refused(start(world))).code == "engine_busy"
+        world.say(ipc.Done(request))
+        await running.next()
+        await closed(world.far)
+        world.far.close()
+        assert not any(turn.done() for turn in waiting)
+        await replace(world, slots=2)
+        assert [(await turn).number for turn in waiting] == [(await world.heard()).id for _ in range(2)]
+
+    run(scenario)
+
+
+def test_a_held_queue_is_refused_when_no_successor_comes():
+    async def scenario(world):
+        world.engines.hold("m")
+        waiting = asyncio.ensure_future(start(world))
+        await asyncio.sleep(0)
+        world.engines.down(ipc.EngineDown(model="m", reason="gone", retry_after=3))
+        assert (await refused(waiting)).status == 503
+
+    run(scenario)
+
+
+def test_who_gives_up_after_the_switch_leaves_no_hole():
+    async def scenario(world):
+        await start(world)
+        waiting = asyncio.ensure_future(start(world))
+        await asyncio.sleep(0)
+        old = await replace(world)
+        await asyncio.sleep(0)  # the new engine's slot went to the waiter
+        gives_up = asyncio.ensure_future(start(world))
+        await asyncio.sleep(0)
+        gives_up.cancel()
+        await asyncio.gather(gives_up, return_exceptions=True)
+        assert (world.link.running, world.link.waiting) == (1, 0)
+        world.say(ipc.Done((await waiting).number))
+        await asyncio.sleep(0.05)
+        assert world.link.running == 0
+        old.close()
+
+    run(scenario)
+
+
+def test_a_replaced_engine_that_ignores_a_cancel_is_dropped_and_its_successor_is_not_blamed(monkeypatch):
+    monkeypatch.setattr(module, "CANCEL_GRACE", 0.05)
+
+    async def scenario(world):
+        call = await start(world)
+        await world.heard()
+        old = await replace(world)
+        call.cancel()
+        assert isinstance((await asyncio.wait_for(old.recv(), 5))[0], ipc.Cancel)
+        await closed(old)
+        assert world.stuck == []
+        old.close()
 
     run(scenario)
 
