@@ -13,8 +13,8 @@ import click
 from casemate.cli.output import progress, say, style
 
 if TYPE_CHECKING:
-    from casemate.device.agent import DevicePlan
     from casemate.device.launch import Launchers
+    from casemate.device.plan import DevicePlan
 
 
 @click.command()

@@ -1,4 +1,8 @@
-"""The agent's local socket: only the device's own user or root may ask, one question per connection."""
+"""The agent's local socket: only the device's own user or root may ask; questions of a connection come one by one.
+
+An update asks the vault over the same connection: such a request, with its descriptors, is passed on as it is. Who may
+ask was settled when it connected, so a command can connect as root and hand the connection to a process that is nobody.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,33 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from casemate.device.channel import AsyncChannel, Channel, ChannelClosed
+from casemate.device.children import rebuild
 from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
 _TIMEOUT: Final = 10.0
+_IDLE: Final = 600.0
+"""Seconds a connection may say nothing: an update fetches in between."""
 
 
 class AdminServer:
-    """Answers `Ask` on a socket file with what *answer* returns."""
+    """Answers on a socket file: an `Ask` with what *answer* returns, the rest with what *vault* returns."""
 
-    def __init__(self, path: Path, answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]],
+        vault: Callable[[ipc.ToVault, Sequence[int]], Awaitable[ipc.FromVault]],
+    ) -> None:
         """Listen at *path* once `start` is called."""
         self._path = path
         self._answer = answer
+        self._vault = vault
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -54,13 +67,23 @@ class AdminServer:
     async def _serve(self, sock: socket.socket) -> None:
         channel = AsyncChannel(sock, ipc.ToAgent)
         with contextlib.suppress(ChannelClosed, TimeoutError, UntrustedDataError):
-            ask, _ = await asyncio.wait_for(channel.recv(), _TIMEOUT)
-            try:
-                reply = ipc.Answer(ok=True, data=await self._answer(ask))
-            except (CasemateError, KeyError, TypeError) as error:
-                reply = ipc.Answer(ok=False, data={"message": getattr(error, "message", "wrong arguments")})
-            await channel.send(reply)
+            while True:
+                question, fds = await asyncio.wait_for(channel.recv(), _IDLE)
+                await channel.send(await self._reply(question, fds))
         channel.close()
+
+    async def _reply(self, question: ipc.Ask | ipc.ToVault, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
+        try:
+            if isinstance(question, ipc.Ask):
+                return ipc.Answer(ok=True, data=await self._answer(question))
+            return await self._vault(question, fds)
+        except CasemateError as error:
+            return ipc.Answer(ok=False, data=_described(error))
+        except (KeyError, TypeError):
+            return ipc.Answer(ok=False, data={"message": "wrong arguments"})
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def close(self) -> None:
         """Stop listening and remove the socket file."""
@@ -86,12 +109,22 @@ def short_path(path: Path) -> Any:
         os.close(fd)
 
 
-def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
-    """Ask the device whose run directory is *run*.
+def _described(error: CasemateError) -> dict[str, Any]:
+    check = error.check if isinstance(error, UntrustedDataError) else ""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "check": check,
+    }
+
+
+def connect(run: Path) -> socket.socket:
+    """Return a connection to the device whose run directory is *run*; it keeps the rights of whoever made it.
 
     Raises:
         NotFoundError: no device runs there.
-        OperationError: it refused or did not answer.
 
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -102,18 +135,51 @@ def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
     except OSError as error:
         sock.close()
         raise NotFoundError("no device is running on this home", hint="start it with `casemate up`") from error
-    channel = Channel(sock, ipc.FromAgent)
+    return sock
+
+
+def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
+    """Ask the device whose run directory is *run*.
+
+    Raises:
+        NotFoundError: no device runs there.
+        CasemateError: what it answered, or that it did not.
+
+    """
+    channel = Channel(connect(run), ipc.FromAgent)
     try:
-        channel.send(ipc.Ask(verb=verb, args=args))
-        reply, _ = channel.recv(_TIMEOUT)
-    except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
-        raise OperationError("the agent did not answer", hint="see `casemate status`") from error
+        return ask_over(channel, verb, args, _TIMEOUT)
     finally:
         channel.close()
+
+
+def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -> dict[str, Any]:
+    """Ask over a connection that is there; the answer comes within *within* seconds.
+
+    Raises:
+        CasemateError: what the agent answered, or that it did not.
+
+    """
+    try:
+        channel.send(ipc.Ask(verb=verb, args=args))
+        reply, _ = channel.recv(within)
+    except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
+        raise OperationError("the agent did not answer", hint="see `casemate status`") from error
     data: dict[str, Any] = _printable(reply.data)
     if not reply.ok:
-        raise OperationError(str(data.get("message", "the agent refused")))
+        raise rebuilt(data)
     return data
+
+
+def rebuilt(data: dict[str, Any]) -> CasemateError:
+    """Return the error that an answer describes, as the class that has its exit code."""
+    told = ipc.Fatal(
+        code=str(data.get("code", "failed")),
+        message=str(data.get("message", "the agent refused")),
+        hint=str(data.get("hint", "")),
+        check=str(data.get("check", "")),
+    )
+    return rebuild(told)
 
 
 def _printable(value: Any) -> Any:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from casemate.clock import Clock, SystemClock
-from casemate.config import Settings
 from casemate.device.admin import AdminServer
 from casemate.device.channel import AsyncJournalClient, ChannelClosed
 from casemate.device.children import (
@@ -31,9 +29,10 @@ from casemate.device.children import (
     start_child,
     wait_ready,
 )
-from casemate.device.home import Home
 from casemate.device.launch import Launchers, OwnLaunchers
+from casemate.device.plan import DevicePlan, Engine
 from casemate.device.supervisor import RestartPolicy, State
+from casemate.device.upkeep import Upkeep
 from casemate.errors import CasemateError, OperationError
 from casemate.formats import event, ipc
 
@@ -42,53 +41,13 @@ STOP_DRAIN: Final = 1.5
 STOP_GRACE: Final = 0.7
 
 
-@dataclasses.dataclass(frozen=True)
-class ServedModel:
-    """A model this device serves: its name and container, or a recorded stream for tests and the demo."""
-
-    name: str
-    path: str
-    replay: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class DevicePlan:
-    """Everything `up` decided before the first process starts. Sockets are bound; `unlock` are open descriptors."""
-
-    home: Home
-    settings: Settings
-    models: tuple[ServedModel, ...]
-    listen: socket.socket
-    metrics: socket.socket
-    owner_public: str
-    unlock: Mapping[str, int]
-    tls: Mapping[str, int]
-    notes: Mapping[str, Any]
-    announce: Callable[[str], None]
-    report: Callable[[str], None] = lambda _: None
-    """Told of every process that dies, in a line for the person at the terminal, if there is one."""
-
-
-@dataclasses.dataclass
-class Engine:
-    """One model's engine, from the agent's side."""
-
-    model: ServedModel
-    policy: RestartPolicy
-    child: ChildProcess | None = None
-    digest: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
-    task: asyncio.Task[None] | None = None
-
-
 class Agent:
     """One running device."""
 
     def __init__(self, plan: DevicePlan, clock: Clock | None = None, launchers: Launchers | None = None) -> None:
         """Run what *plan* says, in processes from *launchers* (its own children unless given); `run` starts it."""
         self.plan = plan
-        self._launchers = launchers or OwnLaunchers()
+        self.launchers = launchers or OwnLaunchers()
         self.clock = clock or SystemClock()
         self.children: dict[str, ChildProcess] = {}
         self.engines = {model.name: Engine(model, RestartPolicy()) for model in plan.models}
@@ -97,6 +56,7 @@ class Agent:
         self._journal_links: dict[str, socket.socket] = {}
         self._vault_turn = asyncio.Lock()
         self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
+        self._upkeep = Upkeep(self)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._fatal: CasemateError | None = None
@@ -115,13 +75,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
-        admin = AdminServer(self.plan.home.run / "agent.sock", self.answer)
+        admin = AdminServer(self.plan.home.run / "agent.sock", self.answer, self._upkeep.ask_vault)
         try:
             await self._start_core()
             await admin.start()
-            for engine in self.engines.values():
-                engine.task = self._spawn(self._keep_engine(engine))
-            self._spawn(self._announce_when_ready())
+            for engine in list(self.engines.values()):
+                self.adopt(engine)
+            self.spawn(self._announce_when_ready())
             await self._stopping.wait()
         except ChildDied as died:
             raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
@@ -131,7 +91,8 @@ class Agent:
         if self._fatal:
             raise self._fatal
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *work* for as long as the device runs; when it fails the device stops."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -153,7 +114,7 @@ class Agent:
         gateway = self.children.pop("gateway", None)
         if gateway:
             await gateway.stop(STOP_DRAIN)
-        rest = [engine.child for engine in self.engines.values() if engine.child]
+        rest = [engine.child for engine in (*self.engines.values(), *self._upkeep.retired) if engine.child]
         rest += [child for role, child in self.children.items() if role != "journal"]
         await asyncio.gather(*(child.stop(STOP_GRACE) for child in rest))
         journal = self.children.pop("journal", None)
@@ -176,7 +137,7 @@ class Agent:
         await self._start_journal()
         await asyncio.gather(self._start_vault(), self._start_gateway())
         for role, start in self._core().items():
-            self._spawn(self._keep_core(role, start))
+            self.spawn(self._keep_core(role, start))
         self.record(
             event.device_started(
                 version=self.plan.notes["version"], assurance=self.assurance["level"], now=self.clock.wall()
@@ -219,6 +180,8 @@ class Agent:
         except ChildDied as died:
             child.kill()
             child.link.close()
+            if child.role == "vault":
+                await self._vault_replies.put(died)  # whoever waits for an answer gets none
             return died
         finally:
             pinging.cancel()  # when cancelled, the device stops: `_stop` lets the child finish its work
@@ -226,8 +189,10 @@ class Agent:
     async def _on_message(self, child: ChildProcess, message: Any) -> None:
         if isinstance(message, ipc.Pong):
             child.ponged(message)
-        elif isinstance(message, ipc.Loaded | ipc.LoadFailed):
+        elif isinstance(message, ipc.Loaded | ipc.LoadFailed | ipc.FromVault):
             await self._vault_replies.put(message)
+        elif isinstance(message, ipc.Rehearsed):
+            self._upkeep.rehearsed(message)
         elif isinstance(message, ipc.EngineStuck) and message.model in self.engines:
             stuck = self.engines[message.model].child
             if stuck:
@@ -236,7 +201,7 @@ class Agent:
     async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
         child = await start_child(
             role,
-            self._launchers.core(role),
+            self.launchers.core(role),
             home=str(self.plan.home.path),
             settings=settings,
             fds=fds,
@@ -298,6 +263,7 @@ class Agent:
                 **self.plan.tls,
             }
             gateway = await self._start("gateway", settings, fds)
+        self._upkeep.gateway_restarted()
         for engine in self.engines.values():  # a restarted gateway needs new links: engines serve one gateway each
             if engine.child and gateway:
                 engine.child.kill()
@@ -306,11 +272,12 @@ class Agent:
 
     # -- engines -------------------------------------------------------------------------------------------------
 
-    async def _keep_engine(self, engine: Engine) -> None:
-        """Start one engine, restart it when it dies, leave it down when its policy says so."""
+    async def keep_engine(self, engine: Engine) -> None:
+        """Start one engine (unless it runs), restart it when it dies, leave it down when its policy says so."""
         while True:
             try:
-                await self._start_engine(engine)
+                if not engine.child:
+                    await self.start_engine(engine)
                 assert engine.child
                 engine.policy.started(self.clock.monotonic())
                 self._changed.set()
@@ -318,13 +285,15 @@ class Agent:
             except ChildDied as failed:
                 died = failed
             engine.child = None
+            if engine.retired:
+                return
             delay = engine.policy.died(self.clock.monotonic(), died.reason, transient=died.transient)
             self._tell_down(engine, delay)
             name, now = engine.model.name, self.clock.wall()
             self.record(event.engine_crashed(model=name, cause=died.reason, now=now))
             if delay is None:
                 self.record(event.engine_needs_triage(model=name, attempts=engine.policy.failures, now=now))
-                if len(self.engines) == 1 and died.error:
+                if len(self.engines) == 1 and died.error and not self.plan.on_trial:
                     raise died.error  # the only model was refused: there is nothing to serve
                 self._report_death(f"the engine of {name}", died, "stays down: see `casemate status`")
                 return
@@ -332,10 +301,19 @@ class Agent:
             await asyncio.sleep(delay)
             self.record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=self.clock.wall()))
 
-    async def _start_engine(self, engine: Engine) -> None:
+    def adopt(self, engine: Engine) -> None:
+        """Serve *engine*'s model with it from now on; it is started unless it runs."""
+        self.engines[engine.model.name] = engine
+        engine.task = self.spawn(self.keep_engine(engine))
+
+    async def start_engine(self, engine: Engine) -> None:
         """Run one engine up to `EngineUp`: it loads what the vault sends it, then the gateway gets its link.
 
         The vault decrypts while the process starts: the weights wait in their link.
+
+        Raises:
+            ChildDied: it did not come up; nothing of it is left.
+
         """
         began = self.clock.monotonic()
         gateway_end, engine_end = link_pair()
@@ -345,7 +323,7 @@ class Agent:
             try:
                 child = await start_child(
                     "engine",
-                    self._launchers.engine(engine.model.name, replay=bool(engine.model.replay)),
+                    self.launchers.engine(engine.model.name, replay=bool(engine.model.replay)),
                     home="/",
                     settings=self._engine_settings(engine),
                     fds={},
@@ -361,6 +339,7 @@ class Agent:
                 vault_end.close()
                 await wait_ready(child, self.plan.settings["engine.load_deadline"])
             except ChildDied:
+                engine.child = None
                 child.kill()
                 raise
             engine.seconds = self.clock.monotonic() - began
@@ -372,7 +351,7 @@ class Agent:
                 context=int(child.facts.get("context", 0)),
                 created=int(self.clock.wall()),
             )
-            self._tell_gateway(up, gateway_end)
+            self.tell_gateway(up, gateway_end)
 
     def _record_ready(self, engine: Engine, child: ChildProcess) -> None:
         name, now = engine.model.name, self.clock.wall()
@@ -409,28 +388,41 @@ class Agent:
         """
         if engine.model.replay:
             return
+        request = ipc.Load(model=engine.model.container or engine.model.name, path=engine.model.path)
         deadline = self.plan.settings["engine.load_deadline"]
-        async with self._vault_turn:
-            while not self._vault_replies.empty():
-                self._vault_replies.get_nowait()
-            request = ipc.Load(model=engine.model.name, path=engine.model.path)
-            try:
-                await self.children["vault"].link.send(request, [vault_end.fileno()])
-                reply = await asyncio.wait_for(self._vault_replies.get(), deadline)
-            except (ChannelClosed, OperationError, TimeoutError) as error:
-                raise ChildDied("the vault did not answer") from error
+        reply = await self.ask_vault(request, [vault_end.fileno()], deadline)
         if isinstance(reply, ipc.LoadFailed):
             passing = reply.code == OperationError.code  # no memory, the engine went away: may be better next time
             raise ChildDied(f"model refused: {reply.message}", transient=passing, error=rebuild(reply))
         engine.digest, engine.bytes = reply.digest, reply.bytes
 
+    async def ask_vault(self, request: ipc.Load | ipc.ToVault, fds: Sequence[int], deadline: float) -> Any:
+        """Return the vault's answer to *request*, which comes within *deadline* seconds; one request at a time.
+
+        Raises:
+            ChildDied: the vault is gone or did not answer: worth another try.
+
+        """
+        async with self._vault_turn:
+            while not self._vault_replies.empty():
+                self._vault_replies.get_nowait()
+            try:
+                await self.children["vault"].link.send(request, fds)
+                reply = await asyncio.wait_for(self._vault_replies.get(), deadline)
+            except (ChannelClosed, OperationError, TimeoutError) as error:
+                raise ChildDied("the vault did not answer") from error
+        if isinstance(reply, ChildDied):
+            raise ChildDied("the vault ended before it answered")
+        return reply
+
     def _tell_down(self, engine: Engine, delay: float | None) -> None:
         """Tell the gateway that *engine* is down, for *delay* seconds or (None) until somebody looks."""
         again = None if delay is None else max(1, round(delay))
         reason = engine.policy.state.value
-        self._tell_gateway(ipc.EngineDown(model=engine.model.name, reason=reason, retry_after=again))
+        self.tell_gateway(ipc.EngineDown(model=engine.model.name, reason=reason, retry_after=again))
 
-    def _tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
+    def tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
+        """Post *message* to the gateway; one that is gone is told when it is back."""
         with contextlib.suppress(KeyError, ChannelClosed):
             self.children["gateway"].link.post(message, [link.fileno()] if link else [])
 
@@ -479,7 +471,7 @@ class Agent:
         if ask.verb == "stop":
             self._stopping.set()
             return {}
-        raise OperationError(f"the agent has no verb {ask.verb!r}")
+        return await self._upkeep.answer(ask)
 
     def status(self) -> dict[str, Any]:
         """Return the facts `casemate status` shows (it adds what it can see itself)."""
@@ -501,6 +493,7 @@ class Agent:
     def _model_status(self, engine: Engine) -> dict[str, Any]:
         return {
             "name": engine.model.name,
+            **({"container": engine.model.container} if engine.model.container else {}),
             "digest": engine.digest,
             "bytes": engine.bytes,
             "state": "ready" if engine.policy.state is State.RUNNING else engine.policy.state.value,

@@ -18,6 +18,9 @@ ENGINE_LINKS: Final = (CONTROL_FD_VARIABLE, "CASEMATE_GATEWAY_FD", "CASEMATE_SUP
 class Launchers(Protocol):
     """One way to get a process for each job."""
 
+    beside: bool
+    """Whether a model can have a second engine while the first still runs."""
+
     def core(self, role: str) -> Launcher:
         """Return the launcher of `python -m casemate.device.<role>`."""
         ...
@@ -41,6 +44,8 @@ def start_engine(links: Sequence[int], *, replay: bool) -> subprocess.Popen[byte
 
 class OwnLaunchers:
     """`casemate up` by an ordinary user: every process is a child of the agent, and has its uid."""
+
+    beside = True
 
     def core(self, role: str) -> Launcher:
         """Start a Python process."""

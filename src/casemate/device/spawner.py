@@ -222,6 +222,8 @@ class SpawnedProcess:
 class SpawnerLaunchers:
     """Processes that root starts on the agent's request (`device.launch.Launchers`)."""
 
+    beside = True
+
     def __init__(self, link: socket.socket) -> None:
         """Ask over *link*, once a loop runs."""
         self._link = link

@@ -28,9 +28,9 @@ from casemate import __version__, keystores
 from casemate.clock import SystemClock
 from casemate.config import Settings, parse_address
 from casemate.device import apart, migrate, models
-from casemate.device.agent import DevicePlan, ServedModel
 from casemate.device.apps import AppStore
 from casemate.device.home import Home, owner_of, write_atomic
+from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.record import record
 from casemate.device.sandbox import host
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError

@@ -206,6 +206,8 @@ class LinkedProcess:
 class UnitLaunchers:
     """Processes that the service manager starts (`device.launch.Launchers`)."""
 
+    beside = False  # one unit per model
+
     def __init__(self, server: LinkServer) -> None:
         """Take them from *server*."""
         self._server = server

@@ -206,6 +206,31 @@ class EngineDown(Message, frozen=True, tag="engine_down"):
     retry_after: int | None = None
 
 
+class EngineHold(Message, frozen=True, tag="engine_hold"):
+    """Agent: start nothing more of *model*; requests wait until another engine of it is up."""
+
+    model: str
+
+
+class Rehearse(Message, frozen=True, tag="rehearse"):
+    """Agent: ask *model* one prompt of its release the way an app would, guard and limits included."""
+
+    id: int
+    model: str
+    prompt: str
+    max_tokens: int
+    seconds: float
+
+
+class Rehearsed(Message, frozen=True, tag="rehearsed"):
+    """Gateway: the answer, or the code of the API's error. `first_token` is seconds until the first text."""
+
+    id: int
+    text: str = ""
+    error: str = ""
+    first_token: float = 0.0
+
+
 class EngineStuck(Message, frozen=True, tag="engine_stuck"):
     """Gateway: *model* missed its deadline and ignored a cancel."""
 
@@ -341,14 +366,14 @@ class Ended(Message, frozen=True, tag="ended"):
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """Command line: do *verb* (status | record | stop) with *args*."""
+    """Command line or update: do *verb* (status | record | stop | serve | rehearse) with *args*."""
 
     verb: str
     args: dict[str, Any] = {}
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """Agent: the outcome; when not *ok*, *data* holds code, message and hint."""
+    """Agent: the outcome; when not *ok*, *data* holds the code, message, hint, exit code and check of the error."""
 
     ok: bool
     data: dict[str, Any] = {}
@@ -367,8 +392,8 @@ def descriptors(message: Message) -> int:
 
 ToVault = OpenRelease | OpenPayload | Transcode
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | ReleaseRefused
-AgentToChild = Start | Ping | Load | EngineUp | EngineDown | Attach | ToVault
-ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | FromVault
+AgentToChild = Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | Attach | ToVault
+ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights
@@ -376,8 +401,8 @@ ToJournal = Append
 FromJournal = Appended | NotAppended
 ToLink = Join
 FromLink = Joined
-ToAgent = Ask
-FromAgent = Answer
+ToAgent = Ask | ToVault
+FromAgent = Answer | FromVault
 ToSpawner = Spawn | Kill
 FromSpawner = Spawned | Ended
 

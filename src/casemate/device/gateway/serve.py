@@ -18,6 +18,7 @@ from casemate.device.apps import AppSet, read_apps, signature
 from casemate.device.channel import ChannelClosed
 from casemate.device.gateway.context import Gateway, assemble
 from casemate.device.gateway.listener import Listener
+from casemate.device.gateway.rehearsal import rehearse
 from casemate.device.gateway.routes import build_app
 from casemate.device.gateway.scrape import MetricsApp
 from casemate.device.gateway.shell import fault_place
@@ -45,6 +46,7 @@ class Process:
         self._child = child
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._rehearsals: set[asyncio.Task[None]] = set()
         self._signature = signature(child.home / "apps")
         settings = child.settings
         self.gateway: Gateway = assemble(
@@ -129,6 +131,12 @@ class Process:
             self.gateway.engines.up(message, socket.socket(fileno=fds[0]))
         elif isinstance(message, ipc.EngineDown):
             self.gateway.engines.down(message)
+        elif isinstance(message, ipc.EngineHold):
+            self.gateway.engines.hold(message.model)
+        elif isinstance(message, ipc.Rehearse):
+            rehearsal = asyncio.ensure_future(self._rehearse(message))
+            self._rehearsals.add(rehearsal)
+            rehearsal.add_done_callback(self._rehearsals.discard)
         elif isinstance(message, ipc.Attach):
             self.gateway.audit.attach(socket.socket(fileno=fds[0]))
         else:
@@ -138,6 +146,15 @@ class Process:
     def _report_stuck(self, model: str) -> None:
         with contextlib.suppress(ChannelClosed, OSError):
             self._child.control.send(ipc.EngineStuck(model=model))
+
+    async def _rehearse(self, wanted: ipc.Rehearse) -> None:
+        try:
+            answer = await rehearse(self.gateway, wanted)
+        except Exception as error:  # noqa: BLE001 - as an app would see it; the log gets a place, not a message
+            _log.error("a rehearsal failed: %s", fault_place(error))
+            answer = ipc.Rehearsed(wanted.id, error="internal_error")
+        with contextlib.suppress(ChannelClosed, OSError):
+            self._child.control.send(answer)
 
     # -- timers
 

@@ -13,9 +13,10 @@ from typing import Final
 from casemate import __version__
 from casemate.config import Settings
 from casemate.device import startup
-from casemate.device.agent import Agent, DevicePlan, ServedModel
+from casemate.device.agent import Agent
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home
+from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.service.facts import FILE_NAME, parse
 from casemate.device.units_link import LinkServer, UnitLaunchers
 from casemate.errors import NotFoundError

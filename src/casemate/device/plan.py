@@ -1,0 +1,60 @@
+"""What `up` decided before the first process starts, and one model's engine as the agent sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from casemate.config import Settings
+from casemate.device.children import ChildProcess
+from casemate.device.home import Home
+from casemate.device.supervisor import RestartPolicy
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A model this device serves: its name and container, or a recorded stream for tests and the demo."""
+
+    name: str
+    path: str
+    replay: tuple[str, ...] = ()
+    container: str = ""
+    """What the container is called, when that is not `name`: a generation's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicePlan:
+    """Everything `up` decided before the first process starts. Sockets are bound; `unlock` are open descriptors."""
+
+    home: Home
+    settings: Settings
+    models: tuple[ServedModel, ...]
+    listen: socket.socket
+    metrics: socket.socket
+    owner_public: str
+    unlock: Mapping[str, int]
+    tls: Mapping[str, int]
+    notes: Mapping[str, Any]
+    announce: Callable[[str], None]
+    report: Callable[[str], None] = lambda _: None
+    """Told of every process that dies, in a line for the person at the terminal, if there is one."""
+    on_trial: bool = False
+    """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
+
+
+@dataclasses.dataclass
+class Engine:
+    """One model's engine, from the agent's side."""
+
+    model: ServedModel
+    policy: RestartPolicy
+    child: ChildProcess | None = None
+    digest: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+    task: asyncio.Task[None] | None = None
+    retired: bool = False
+    """Another engine serves its model: this one ends when its last answer has."""

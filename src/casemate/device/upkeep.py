@@ -1,0 +1,214 @@
+"""What an update may ask of a running device: its vault, other engines for its models, and a rehearsal.
+
+A model changes engines in one of two ways:
+
+    beside     the new engine starts while the old one serves; once it is ready the gateway turns to it, and the old
+               one ends with its last answer. A new engine that does not come up changes nothing.
+    in turn    where two do not fit (memory, or one unit per model): the gateway holds its queue, the old engine ends
+               with its last answer, the new one starts, the queue goes on. One that does not come up is replaced by
+               the old one again. Requests wait, they do not fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from casemate.device import store
+from casemate.device.children import ChildDied
+from casemate.device.launch import Launchers
+from casemate.device.plan import DevicePlan, Engine, ServedModel
+from casemate.device.supervisor import RestartPolicy
+from casemate.errors import OperationError
+from casemate.formats import ipc
+
+TRANSCODE_DEADLINE: Final = 6 * 3600.0
+"""Seconds one request to the vault may take: a large model on a slow card."""
+_DRAIN_GRACE: Final = 10.0
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model to serve from now on: its name, and what its container is called."""
+
+    name: str
+    container: str
+
+
+class Rehearsal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One prompt to ask."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+    seconds: float
+
+
+class Supervisor(Protocol):
+    """What is asked of the agent."""
+
+    plan: DevicePlan
+    launchers: Launchers
+    engines: dict[str, Engine]
+
+    async def start_engine(self, engine: Engine) -> None:
+        """Bring *engine* up and turn the gateway to it; raises ChildDied."""
+        ...
+
+    def adopt(self, engine: Engine) -> None:
+        """Keep *engine* from now on."""
+        ...
+
+    def tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
+        """Post *message* to the gateway."""
+        ...
+
+    async def ask_vault(self, request: ipc.Load | ipc.ToVault, fds: Sequence[int], deadline: float) -> Any:
+        """Return the vault's answer; raises ChildDied."""
+        ...
+
+
+class Upkeep:
+    """The agent's part of an update."""
+
+    def __init__(self, agent: Supervisor) -> None:
+        """Change engines of *agent*."""
+        self._agent = agent
+        self._turn = asyncio.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[ipc.Rehearsed]] = {}
+        self.retired: list[Engine] = []
+
+    async def ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
+        """Pass *request* with its descriptors on and return the vault's answer.
+
+        Raises:
+            OperationError: the vault is gone.
+
+        """
+        try:
+            reply: ipc.FromVault = await self._agent.ask_vault(request, fds, TRANSCODE_DEADLINE)
+        except ChildDied as died:
+            raise OperationError(died.reason, hint="try again") from died
+        return reply
+
+    async def answer(self, ask: ipc.Ask) -> dict[str, Any]:
+        """Do what an update asks.
+
+        Raises:
+            OperationError: unknown verb; the new engine did not come up, and the old one serves.
+            UntrustedDataError: the new engine, or the vault, refused the model; the old one serves.
+
+        """
+        try:
+            if ask.verb == "serve":
+                return await self._serve(msgspec.convert(ask.args["model"], Wanted))
+            if ask.verb == "rehearse":
+                return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
+        except msgspec.ValidationError as error:
+            raise OperationError(f"wrong arguments: {error}") from error
+        raise OperationError(f"the agent has no verb {ask.verb!r}")
+
+    # -- engines
+
+    async def _serve(self, wanted: Wanted) -> dict[str, Any]:
+        path = store.path_of(self._agent.plan.home, wanted.container)
+        container = wanted.container if wanted.container != wanted.name else ""
+        fresh = Engine(ServedModel(wanted.name, str(path), container=container), RestartPolicy())
+        async with self._turn:
+            old = self._agent.engines.get(wanted.name)
+            if old and old.child and old.model == fresh.model:
+                return {"seconds": 0.0, "way": "nothing to do"}
+            try:
+                way = await self._change(old, fresh)
+            except ChildDied as died:
+                raise died.error or OperationError(died.reason, hint="the old engine still serves") from died
+        return {"seconds": round(fresh.seconds, 3), "way": way}
+
+    async def _change(self, old: Engine | None, fresh: Engine) -> str:
+        agent = self._agent
+        if old and not old.child:  # it is down, or on its way: its place is taken as it is
+            self._forget(old)
+            old = None
+        way = "beside"
+        if old and not agent.launchers.beside:
+            way = "in turn"
+        else:
+            try:
+                await agent.start_engine(fresh)
+            except ChildDied as died:
+                if old is None or not died.transient:
+                    raise
+                way = "in turn"  # no room for two: better a pause than no update
+        if way == "in turn" and old:
+            await self._in_turn(old, fresh)
+        elif old:
+            self._retire(old)
+        agent.adopt(fresh)
+        return way
+
+    async def _in_turn(self, old: Engine, fresh: Engine) -> None:
+        agent = self._agent
+        agent.tell_gateway(ipc.EngineHold(model=old.model.name))
+        self._retire(old)
+        await self._gone(old)
+        try:
+            await agent.start_engine(fresh)
+        except ChildDied:
+            again = dataclasses.replace(old, policy=RestartPolicy(), child=None, task=None, retired=False)
+            agent.adopt(again)
+            raise
+
+    def _retire(self, old: Engine) -> None:
+        """Let *old* end by itself; the gateway closes its link after its last answer."""
+        old.retired = True
+        self.retired = [engine for engine in (*self.retired, old) if engine.child]
+        limit = float(self._agent.plan.settings["engine.deadline"]) + _DRAIN_GRACE
+        asyncio.get_running_loop().call_later(limit, _end, old)
+
+    def _forget(self, old: Engine) -> None:
+        old.retired = True
+        if old.task:
+            old.task.cancel()
+
+    async def _gone(self, old: Engine) -> None:
+        if old.task:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(old.task)
+
+    def gateway_restarted(self) -> None:
+        """End engines that were leaving: nobody listens to them any more."""
+        for engine in self.retired:
+            _end(engine)
+
+    # -- rehearsals
+
+    async def _rehearse(self, wanted: Rehearsal) -> dict[str, Any]:
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        request = ipc.Rehearse(number, wanted.model, wanted.prompt, wanted.max_tokens, wanted.seconds)
+        self._agent.tell_gateway(request)
+        try:
+            heard = await asyncio.wait_for(answer, wanted.seconds + _DRAIN_GRACE)
+        except TimeoutError:
+            raise OperationError("the gateway did not answer") from None
+        finally:
+            del self._asked[number]
+        return {"text": heard.text, "error": heard.error, "first_token": heard.first_token}
+
+    def rehearsed(self, message: ipc.Rehearsed) -> None:
+        """Take the gateway's answer to a rehearsal."""
+        waiting = self._asked.get(message.id)
+        if waiting and not waiting.done():
+            waiting.set_result(message)
+
+
+def _end(engine: Engine) -> None:
+    if engine.child:
+        engine.child.kill()
