@@ -10,6 +10,7 @@ import asyncio
 import os
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -34,6 +35,10 @@ ASK = """
 """
 
 
+async def no_vault(_request: ipc.ToVault, _fds: Sequence[int]) -> ipc.FromVault:
+    raise AssertionError
+
+
 async def ask(path: str, uid: int | None) -> str:
     """Ask for the status as *uid* (None: as ourselves)."""
     identity = {"user": uid, "group": uid, "extra_groups": []} if uid is not None else {}
@@ -51,7 +56,7 @@ def outcome(folder, *, uid: int | None, opened: bool) -> str:
         async def answer(question: ipc.Ask) -> dict[str, str]:
             return {"verb": question.verb}
 
-        server = admin.AdminServer(folder / "agent.sock", answer)
+        server = admin.AdminServer(folder / "agent.sock", answer, no_vault)
         await server.start()
         if opened:
             (folder / "agent.sock").chmod(0o666)
@@ -85,7 +90,7 @@ def test_control_without_the_question_the_stranger_is_answered(tmp_path, monkeyp
 
 def test_the_socket_is_private_from_the_start(tmp_path):
     async def scenario() -> int:
-        server = admin.AdminServer(tmp_path / "agent.sock", lambda _: asyncio.sleep(0, {}))
+        server = admin.AdminServer(tmp_path / "agent.sock", lambda _: asyncio.sleep(0, {}), no_vault)
         await server.start()
         mode = os.stat(tmp_path / "agent.sock").st_mode & 0o777
         server.close()
@@ -104,7 +109,7 @@ def read_status(folder, **state: Any) -> dict[str, Any]:
         async def answer(_question: ipc.Ask) -> dict[str, Any]:
             return state
 
-        server = admin.AdminServer(folder / "agent.sock", answer)
+        server = admin.AdminServer(folder / "agent.sock", answer, no_vault)
         await server.start()
         try:
             return await asyncio.to_thread(admin.ask, folder, "status")

@@ -148,13 +148,14 @@ def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
     """
     channel = Channel(connect(run), ipc.FromAgent)
     try:
-        return ask_over(channel, verb, args, _TIMEOUT)
+        answer: dict[str, Any] = _printable(ask_over(channel, verb, args, _TIMEOUT))
+        return answer
     finally:
         channel.close()
 
 
 def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -> dict[str, Any]:
-    """Ask over a connection that is there; the answer comes within *within* seconds.
+    """Ask over a connection that is there; the answer, not yet fit for a terminal, comes within *within* seconds.
 
     Raises:
         CasemateError: what the agent answered, or that it did not.
@@ -165,9 +166,11 @@ def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -
         reply, _ = channel.recv(within)
     except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
         raise OperationError("the agent did not answer", hint="see `casemate status`") from error
-    data: dict[str, Any] = _printable(reply.data)
+    if not isinstance(reply, ipc.Answer):
+        raise OperationError("the agent answered another question", hint="see `casemate status`")
+    data: dict[str, Any] = reply.data
     if not reply.ok:
-        raise rebuilt(data)
+        raise rebuilt(_printable(data))
     return data
 
 
