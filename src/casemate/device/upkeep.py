@@ -21,7 +21,6 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from casemate.device import store
 from casemate.device.children import ChildDied
 from casemate.device.launch import Launchers
 from casemate.device.plan import DevicePlan, Engine, ServedModel
@@ -118,12 +117,10 @@ class Upkeep:
     # -- engines
 
     async def _serve(self, wanted: Wanted) -> dict[str, Any]:
-        path = store.path_of(self._agent.plan.home, wanted.container)
-        container = wanted.container if wanted.container != wanted.name else ""
-        fresh = Engine(ServedModel(wanted.name, str(path), container=container), RestartPolicy())
+        fresh = Engine(ServedModel(wanted.name, "", container=wanted.container), RestartPolicy())
         async with self._turn:
             old = self._agent.engines.get(wanted.name)
-            if old and old.child and old.model == fresh.model:
+            if old and old.child and (old.model.container or old.model.name) == wanted.container:
                 return {"seconds": 0.0, "way": "nothing to do"}
             try:
                 way = await self._change(old, fresh)
@@ -176,6 +173,7 @@ class Upkeep:
         old.retired = True
         if old.task:
             old.task.cancel()
+        _end(old)
 
     async def _gone(self, old: Engine) -> None:
         if old.task:
