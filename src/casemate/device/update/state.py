@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from casemate.device.update.generation import NUMBER_LIMIT
+from casemate.device.update.generation import NUMBER_LIMIT, Generation
 from casemate.device.update.states import WAITING, Event, Phase, step
 from casemate.errors import NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError, UsageError
 from casemate.formats.manifest import Name, Sha256
@@ -216,6 +217,50 @@ def rolled_back(state: State, reason: str, good_content: str) -> State:
 def forgotten(state: State, names: tuple[str, ...]) -> State:
     """Note that the containers *names* are gone."""
     return msgspec.structs.replace(state, claims=tuple(claim for claim in state.claims if claim.name not in names))
+
+
+def recovered(
+    known: State, proven: Sequence[Generation], *, reason: str, settled: bool, following: int, soak_until: int
+) -> State:
+    """Make a state out of what is still believed (*known*) and of the generations that prove themselves.
+
+    The newest goes on trial again when there is another to go back to: nobody can say any more whether it was good.
+    *settled*: it must run now, so the one before is preferred. *following* is a number above every one used.
+
+    Raises:
+        UntrustedDataError: `update-state`: there is nothing to run.
+
+    """
+    usable = {one.number: one for one in proven if one.content_digest not in known.denied}
+    order = sorted(usable, key=lambda number: (number == known.previous, number != known.pending, number), reverse=True)
+    if not order:
+        raise UntrustedDataError(
+            f"no generation can run: {reason}",
+            check="update-state",
+            hint="restore it; or remove `gen` and `state` and update again: only the list of what failed is lost",
+        )
+    newest, *older = order
+    claims = {name: Claim(name, one.number) for one in proven for name in one.containers}
+    state = State(
+        phase=Phase.GOOD,
+        good=newest,
+        soak_until=soak_until,
+        next=max(known.next, following),
+        denied=known.denied,
+        claims=tuple(({claim.name: claim for claim in known.claims} | claims).values()),
+        last_error=_reason(f"recovered: {reason}"),
+    )
+    if settled or not older:
+        return state
+    return msgspec.structs.replace(
+        state,
+        phase=Phase.ARMED,
+        good=older[0],
+        trial=newest,
+        tries=TRIES,
+        soak_until=0,
+        content=usable[newest].content_digest,
+    )
 
 
 def encode(state: State) -> bytes:
