@@ -5,6 +5,8 @@
     models/                encrypted containers                 vault
     apps/                  app key hashes and policies          root; the gateway's group reads
     journal/               the tamper-evident log               journal
+    fleet/                 whose orders are obeyed, and which   agent
+    link/                  the device's key and certificate     link
     run/                   sockets, lock, state of the running device; empty after a reboot is fine
 
 As root each part belongs to the uid of its process; as an ordinary user everything is the user's own (0700).
@@ -28,11 +30,19 @@ import msgspec
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError
 
 SCHEMA: Final = 1
-PARTS: Final = {"keystore": "vault", "models": "vault", "apps": "gateway", "journal": "journal", "run": "agent"}
+PARTS: Final = {
+    "keystore": "vault",
+    "models": "vault",
+    "apps": "gateway",
+    "journal": "journal",
+    "fleet": "agent",
+    "link": "link",
+    "run": "agent",
+}
 """Whose each part is."""
 READ_ONLY: Final = frozenset({"apps"})
 """Parts that only commands write: root owns them, the process reads by its group. It must not change who may call."""
-ROLES: Final = ("agent", "vault", "engine", "gateway", "journal")
+ROLES: Final = ("agent", "vault", "engine", "gateway", "journal", "link")
 _UID_BASE: Final = 61900
 """First numeric id used when the system users `casemate-<role>` do not exist (inside systemd's dynamic-user range)."""
 
@@ -138,6 +148,8 @@ class Home:
         self.models = path / "models"
         self.apps = path / "apps"
         self.journal = path / "journal"
+        self.fleet = path / "fleet"
+        self.link = path / "link"
         self.run = path / "run"
         self._identity: Identity | None = None
 

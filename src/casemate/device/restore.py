@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from casemate.clock import Clock, SystemClock
-from casemate.device.home import Home, Identity, require_known_schema, sync_directory
+from casemate.device.home import PARTS, Home, Identity, require_known_schema, sync_directory
 from casemate.device.ownership import hand_over
 from casemate.device.record import record
 from casemate.errors import BusyError, CasemateError, NotFoundError, OperationError
@@ -35,7 +35,6 @@ from casemate.formats.archive import HEADER, MANIFEST, Header, Manifest, Row, re
 ShowProgress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 _PIECE: Final = 1 << 20
 _SPARE: Final = 64 << 20
-_PARTS: Final = ("keystore", "models", "apps", "journal", "run")
 _IDENTITY: Final = "home.json"
 
 
@@ -205,7 +204,7 @@ def _make(staging: Path, header: Header) -> None:
         )
     staging.parent.mkdir(parents=True, exist_ok=True)
     staging.mkdir(mode=0o700)
-    for part in _PARTS:
+    for part in PARTS:
         (staging / part).mkdir(mode=0o700)
 
 
