@@ -92,6 +92,12 @@ KINDS: Final[dict[str, Kind]] = {
     "backup_made": Kind(LIFECYCLE, OTHER, Severity.MEDIUM, AGENT),
     "home_restored": Kind(LIFECYCLE, OTHER, Severity.MEDIUM, AGENT),
     "home_migrated": Kind(LIFECYCLE, UPDATE, Severity.LOW, AGENT),
+    "fleet_joined": Kind(ENTITY, CREATED, Severity.MEDIUM, AGENT),
+    "fleet_left": Kind(ENTITY, DELETED, Severity.HIGH, AGENT),
+    "fleet_command_obeyed": Kind(ENTITY, CHANGED, Severity.MEDIUM, AGENT),
+    "fleet_command_refused": Kind(FINDING, CREATED, Severity.HIGH, AGENT, failed=True),
+    "network_fenced": Kind(CONFIG, LOGGED, Severity.HIGH, AGENT),
+    "keys_destroyed": Kind(ENTITY, DELETED, Severity.CRITICAL, AGENT),
     "events_dropped": Kind(LOG, OTHER, Severity.MEDIUM, ANYONE, failed=True),
     "event_refused": Kind(LOG, OTHER, Severity.HIGH, JOURNAL, failed=True),
     "epoch_opened": Kind(LOG, LOG_START, Severity.INFO, JOURNAL),
@@ -343,6 +349,52 @@ def engine_needs_triage(*, model: str, attempts: int, now: float) -> Event:
 def config_changed(*, what: str, detail: str = "", now: float) -> Event:
     """Build: a setting, policy or key file changed. *what* names it; *detail* says how, without secrets."""
     return _event("config_changed", now, f"{what} changed", device=_device(), what=what, detail=detail)
+
+
+def fleet_joined(*, fleet: str, device: str, now: float) -> Event:
+    """Build: the device belongs to *fleet* from now on, and obeys its commands."""
+    return _event("fleet_joined", now, f"joined fleet {fleet}", entity=_entity("fleet", fleet), resource=device)
+
+
+def fleet_left(*, fleet: str, device: str, now: float) -> Event:
+    """Build: somebody on the device ended its membership."""
+    return _event("fleet_left", now, f"left fleet {fleet}", entity=_entity("fleet", fleet), resource=device)
+
+
+def fleet_command_obeyed(*, verb: str, sequence: int, state: str, detail: str = "", now: float) -> Event:
+    """Build: command *sequence* passed every check; the device is in *state* because of it."""
+    return _event(
+        "fleet_command_obeyed",
+        now,
+        f"fleet command {sequence} ({verb}): {state}",
+        entity=_entity("command", verb),
+        sequence=sequence,
+        detail=detail,
+    )
+
+
+def fleet_command_refused(*, check: str, reason: str, count: int, now: float) -> Event:
+    """Build: what came as a command failed *check* (kebab case); the *count*-th since the device started."""
+    return _event(
+        "fleet_command_refused",
+        now,
+        f"a fleet command was refused by {check}",
+        finding_info={"title": "fleet command refused", "uid": _label(check)},
+        count=max(1, count),
+        check=check,
+        detail=reason,
+    )
+
+
+def network_fenced(*, fenced: bool, detail: str = "", now: float) -> Event:
+    """Build: the network was cut down to the fleet, or opened again; *detail* says why not."""
+    what = "network reduced to the fleet" if fenced else "network fence is down"
+    return _event("network_fenced", now, what, device=_device(), fenced=fenced, detail=detail)
+
+
+def keys_destroyed(*, what: str, count: int, now: float) -> Event:
+    """Build: *count* pieces of key material of the kind *what* were destroyed on the fleet's order."""
+    return _event("keys_destroyed", now, f"keys destroyed: {what}", entity=_entity("key", what), count=max(1, count))
 
 
 def backup_made(*, now: float) -> Event:
