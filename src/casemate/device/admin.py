@@ -78,7 +78,7 @@ class AdminServer:
                 return ipc.Answer(ok=True, data=await self._answer(question))
             return await self._vault(question, fds)
         except CasemateError as error:
-            return ipc.Answer(ok=False, data=_described(error))
+            return ipc.Answer(ok=False, data=described(error))
         except (KeyError, TypeError):
             return ipc.Answer(ok=False, data={"message": "wrong arguments"})
         finally:
@@ -109,7 +109,8 @@ def short_path(path: Path) -> Any:
         os.close(fd)
 
 
-def _described(error: CasemateError) -> dict[str, Any]:
+def described(error: CasemateError) -> dict[str, Any]:
+    """Return what an answer says of *error*; `rebuilt` is the way back."""
     check = error.check if isinstance(error, UntrustedDataError) else ""
     return {
         "code": error.code,

@@ -42,8 +42,10 @@ class _Report(msgspec.Struct):
     error: ipc.Fatal | None = None
 
 
-def run(work: Work[T], kind: type[T]) -> tuple[T, dict[str, int]]:
+def run(work: Work[T], kind: type[T], meanwhile: Callable[[], None] | None = None) -> tuple[T, dict[str, int]]:
     """Do *work* in a fork; return its result, of *kind*, and its descriptors, which the caller closes.
+
+    *meanwhile* runs here beside it; it must end when *work* does.
 
     Raises:
         CasemateError: as *work* raised it.
@@ -59,6 +61,8 @@ def run(work: Work[T], kind: type[T]) -> tuple[T, dict[str, int]]:
     theirs.close()
     try:
         with ours:
+            if meanwhile:
+                meanwhile()
             report, fds = _receive(ours)
     finally:
         os.kill(child, signal.SIGKILL)

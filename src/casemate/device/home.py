@@ -7,6 +7,7 @@
     journal/               the tamper-evident log               journal
     fleet/                 whose orders are obeyed, and which   agent
     link/                  the device's key and certificate     link
+    update/                whom updates come from, generations    update
     run/                   sockets, lock, state of the running device; empty after a reboot is fine
 
 As root each part belongs to the uid of its process; as an ordinary user everything is the user's own (0700).
@@ -37,12 +38,13 @@ PARTS: Final = {
     "journal": "journal",
     "fleet": "agent",
     "link": "link",
+    "update": "update",
     "run": "agent",
 }
 """Whose each part is."""
 READ_ONLY: Final = frozenset({"apps"})
 """Parts that only commands write: root owns them, the process reads by its group. It must not change who may call."""
-ROLES: Final = ("agent", "vault", "engine", "gateway", "journal", "link")
+ROLES: Final = ("agent", "vault", "engine", "gateway", "journal", "link", "update")
 _UID_BASE: Final = 61900
 """First numeric id used when the system users `casemate-<role>` do not exist (inside systemd's dynamic-user range)."""
 
@@ -150,6 +152,7 @@ class Home:
         self.journal = path / "journal"
         self.fleet = path / "fleet"
         self.link = path / "link"
+        self.update = path / "update"
         self.run = path / "run"
         self._identity: Identity | None = None
 

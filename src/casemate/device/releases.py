@@ -8,21 +8,24 @@ cannot overwrite a model that is there.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from casemate.clock import Clock
 from casemate.crypto.secret import Secret
-from casemate.device import store
-from casemate.device.home import Home
+from casemate.device import containers, store
+from casemate.device.home import Home, sync_directory
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event, grant, ipc
 from casemate.formats import manifest as fmt
 from casemate.formats.manifest import Manifest
 from casemate.formats.payload import PayloadCipher
 from casemate.keystores import UnlockedKeystore
+
+_GENERATION: Final = re.compile(r"\.g[1-9][0-9]{0,15}\Z")
 
 
 class Releases:
@@ -38,6 +41,8 @@ class Releases:
     def answer(self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None]) -> ipc.FromVault:
         """Carry out one request."""
         try:
+            if isinstance(request, ipc.ListContainers | ipc.RemoveContainer):
+                return self._containers(request)
             manifest = fmt.parse(request.manifest).claimed
             with self._content_key(manifest, request.grant) as key:
                 if isinstance(request, ipc.OpenRelease):
@@ -84,6 +89,21 @@ class Releases:
             self._record(request.model, made.digest, made.bytes, job.licence)
         seconds = round(self._clock.monotonic() - started, 3)
         return ipc.Transcoded(request.id, request.model, made.digest, made.bytes, seconds)
+
+    def _containers(self, request: ipc.ListContainers | ipc.RemoveContainer) -> ipc.Containers:
+        """List the containers, without one that an update asks to remove: only those that updates made can be."""
+        if isinstance(request, ipc.RemoveContainer):
+            if not _GENERATION.search(request.model):
+                raise PolicyDeniedError(f"{request.model!r} is not a generation's", hint="this is a bug")
+            path = store.path_of(self._home, request.model)
+            try:
+                path.unlink(missing_ok=True)
+                containers.remove_records(path)
+                sync_directory(self._home.models)
+            except OSError as error:
+                raise OperationError(f"cannot remove {path}: {error.strerror}", hint="check its owner") from error
+            self._journal(event.model_removed(model=request.model, now=self._clock.wall()))
+        return ipc.Containers(request.id, tuple(store.names(self._home)))
 
     def _record(self, model: str, digest: str, size: int, licence: str) -> None:
         try:

@@ -140,6 +140,19 @@ class Transcode(Message, frozen=True, tag="transcode"):
     base: str = ""
 
 
+class ListContainers(Message, frozen=True, tag="list_containers"):
+    """Say the names of all model containers."""
+
+    id: int
+
+
+class RemoveContainer(Message, frozen=True, tag="remove_container"):
+    """Remove the container *model* of a generation that is needed no more; one that is gone is no fault."""
+
+    id: int
+    model: str
+
+
 class ReleaseOpened(Message, frozen=True, tag="release_opened"):
     """Vault: *part* is the JSON of `formats.manifest.SealedPart`."""
 
@@ -162,6 +175,13 @@ class Transcoded(Message, frozen=True, tag="transcoded"):
     digest: str
     bytes: int
     seconds: float
+
+
+class Containers(Message, frozen=True, tag="containers"):
+    """Vault: the names of the containers that are there now."""
+
+    id: int
+    names: tuple[str, ...]
 
 
 class ReleaseRefused(Message, frozen=True, tag="release_refused"):
@@ -390,8 +410,8 @@ def descriptors(message: Message) -> int:
     return 1 if isinstance(message, Load | Weights | EngineUp | Attach | Transcode) else 0
 
 
-ToVault = OpenRelease | OpenPayload | Transcode
-FromVault = ReleaseOpened | PayloadOpened | Transcoded | ReleaseRefused
+ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
+FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
 AgentToChild = Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | Attach | ToVault
 ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
 ToEngine = Generate | Cancel
