@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, Final
 from casemate.errors import ConfigError
 
 SYSTEM_FILE: Final = Path("/etc/casemate/casemate.toml")
+_WINDOW: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]|24):([0-5][0-9])\Z")
+_WINDOW_LIMIT: Final = 8
+_DAY_MINUTES: Final = 24 * 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,18 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def _at_least(least: int, most: int) -> Callable[[Any], int]:
+    whole = _whole(0, most)
+
+    def parse(value: Any) -> int:
+        number = whole(value)
+        if 0 < number < least:
+            raise ValueError(f"must be 0, or from {least} to {most}")
+        return number
+
+    return parse
+
+
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -81,6 +97,45 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _switch(value: Any) -> bool:
+    named = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in named:
+        return named[value]
+    raise TypeError("must be true or false")
+
+
+def _hours(value: Any) -> str:
+    text = _text(value)
+    parse_hours(text)
+    return text
+
+
+def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
+    """Read allowed hours: `22:00-06:00`, or several with commas; an empty text allows every hour.
+
+    Returns pairs of minutes of the day, each with its begin before its end.
+
+    Raises:
+        ValueError: not of that form.
+
+    """
+    windows: list[tuple[int, int]] = []
+    for part in text.split(",") if text.strip() else []:
+        match = _WINDOW.match(part.strip())
+        if match is None:
+            raise ValueError("must be like 22:00-06:00, or several with commas")
+        begin, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
+        if end > _DAY_MINUTES or begin == end:
+            raise ValueError("must be like 22:00-06:00, or several with commas")
+        windows += [(begin, end)] if begin < end else [(begin, _DAY_MINUTES), (0, end)]
+    windows = [window for window in windows if window[0] < window[1]]
+    if len(windows) > _WINDOW_LIMIT:
+        raise ValueError(f"may name at most {_WINDOW_LIMIT} spans of hours")
+    return tuple(sorted(windows))
+
+
 SETTINGS: Final = (
     Setting("listen", _address, "127.0.0.1:8080", "where the API listens; off loopback needs tls.*"),
     Setting("metrics_listen", _address, "127.0.0.1:0", "where /metrics listens (loopback only)"),
@@ -94,6 +149,12 @@ SETTINGS: Final = (
     Setting("engine.threads", _whole(0, 64), 0, "engine threads; 0: calibrate, never more than cores-1"),
     Setting("engine.deadline", _whole(1, 3600), 120, "seconds one request may take"),
     Setting("engine.load_deadline", _whole(1, 3600), 300, "seconds a model may take to load"),
+    Setting("update.rate", _whole(0, 1 << 20), 0, "KiB a second that updates may use; 0: as fast as it goes"),
+    Setting("update.daily", _at_least(8, 1 << 24), 0, "MiB a day that updates may use; 0: no limit, else at least 8"),
+    Setting("update.hours", _hours, "", "when updates may be fetched, local time, as in 22:00-06:00; empty: always"),
+    Setting("update.spread", _whole(0, 86_400), 3600, "seconds over which devices spread their checks"),
+    Setting("update.proxy", _text, "", "HTTP proxy for updates, as in http://proxy:3128; empty: none"),
+    Setting("update.allow_http", _switch, False, "updates over plain http, also off loopback"),
 )
 _ROWS: Final = {row.key: row for row in SETTINGS}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from typing import Annotated, Final
 
 import msgspec
@@ -22,8 +21,6 @@ BURST_BYTES: Final = 64 * 1024
 BACKOFF_BASE: Final = 1.0
 BACKOFF_CAP: Final = 60.0
 _DOUBLINGS: Final = 16
-_WINDOW: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]|24):([0-5][0-9])\Z")
-_WINDOW_LIMIT: Final = 8
 
 
 class NotNowError(BusyError):
@@ -89,30 +86,6 @@ class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def left(spent: Spent, limit: int, day: int) -> int:
     """Return how many bytes may still be fetched on *day*; *limit* is not 0."""
     return max(0, limit - spent.on(day).bytes)
-
-
-def parse_hours(text: str) -> tuple[tuple[int, int], ...]:
-    """Read allowed hours: `22:00-06:00`, or several with commas; an empty text allows every hour.
-
-    Returns pairs of minutes of the day, each with its begin before its end.
-
-    Raises:
-        ValueError: not of that form.
-
-    """
-    windows: list[tuple[int, int]] = []
-    for part in text.split(",") if text.strip() else []:
-        match = _WINDOW.match(part.strip())
-        if match is None:
-            raise ValueError("must be like 22:00-06:00, or several with commas")
-        begin, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
-        if end > DAY_MINUTES or begin == end:
-            raise ValueError("must be like 22:00-06:00, or several with commas")
-        windows += [(begin, end)] if begin < end else [(begin, DAY_MINUTES), (0, end)]
-    windows = [window for window in windows if window[0] < window[1]]
-    if len(windows) > _WINDOW_LIMIT:
-        raise ValueError(f"may name at most {_WINDOW_LIMIT} spans of hours")
-    return tuple(sorted(windows))
 
 
 def minutes_until_open(hours: tuple[tuple[int, int], ...], minute: int) -> int:
