@@ -343,3 +343,29 @@ invitation = _table(  # the one-time link of the first admin, and of one who los
     Column("expires", Float, nullable=False),
     Column("used", Float),
 )
+
+ceremony = _table(  # a WebAuthn ceremony that was begun; its answer deletes it
+    "ceremony",
+    Column("digest", String(64), primary_key=True),  # SHA-256 of the handle in the cookie
+    Column("purpose", String(16), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("challenge", LargeBinary, nullable=False),
+    Column("expires", Float, nullable=False),
+    Index("ix_ceremony_expires", "expires"),
+)
+
+approval = _table(  # what one person asked for and another must agree to
+    "approval",
+    Column("id", String(32), primary_key=True),
+    Column("action", String(32), nullable=False),
+    Column("device_id", _ID, nullable=False),
+    Column("asked_by", _ID, nullable=False),
+    Column("asked", Float, nullable=False),
+    Column("asked_with", String(1400), nullable=False),  # the passkey it was asked with
+    Column("not_before", Float, nullable=False),  # one person alone: carried out only after this
+    Column("expires", Float, nullable=False),
+    Column("state", String(16), nullable=False),  # asked | agreed | cancelled | done
+    Column("agreed_by", _ID),
+    Column("agreed", Float),
+    Index("ix_approval_state", "state", "asked"),
+)
