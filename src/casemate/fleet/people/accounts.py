@@ -71,7 +71,7 @@ async def invited(connection: AsyncConnection, token: str, now: float) -> tuple[
     if row is None:
         raise NotAuthorisedError(
             "this invitation was used, or is too old",
-            hint="ask for another; on the server: `casemate fleet admin recover`",
+            hint="ask an owner for another, or make one on the server itself",
         )
     return row.user_name, row.role
 
