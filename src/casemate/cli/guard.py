@@ -133,10 +133,13 @@ def load_policy(path: Path | None) -> GuardPolicy:
 
     if path is None:
         return GuardPolicy()
+    import datetime as dt
+
     from casemate.device.gateway.shield import guard_policy
     from casemate.formats.policy import parse_policy
 
-    return guard_policy(parse_policy(path.read_bytes(), source=str(path)))
+    today = dt.datetime.now(dt.UTC).date()
+    return guard_policy(parse_policy(path.read_bytes(), source=str(path)), today)
 
 
 def read_stdin() -> bytes:

@@ -259,12 +259,12 @@ def guard_verdict(
     return event
 
 
-def canary_leaked(*, app: str, request: str, model: str = "", now: float) -> Event:
-    """Build: the canary of a system prompt came out in an answer, which was stopped."""
+def canary_leaked(*, app: str, request: str, model: str = "", stopped: bool = True, now: float) -> Event:
+    """Build: the canary of a system prompt came up in an answer, which was stopped, or went on by policy."""
     return _event(
         "canary_leaked",
         now,
-        f"system prompt canary leaked to app {app}; answer stopped",
+        f"system prompt canary leaked to app {app}; answer {'stopped' if stopped else 'went on'}",
         finding_info={"title": "canary leaked", "uid": _label(request)},
         actor={"app_name": app},
         ai_model={"ai_provider": "local", "name": model} if model else None,

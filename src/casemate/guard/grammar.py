@@ -113,7 +113,7 @@ class Lexicon:
         self._root = _Node()
         self._written: dict[str, list[str]] = {}
         for language in sorted(languages):
-            for name, phrase in _parse(languages[language]):
+            for name, phrase in parse_entries(languages[language]):
                 self._add(self._class(name, language), phrase, language)
                 self._written.setdefault(language, []).append(phrase)
         self._stem_lengths = sorted({len(stem) for stem in self._stems}, reverse=True)
@@ -261,7 +261,13 @@ def _pattern_words(part: str) -> list[str]:
     return [*words[:-1], words[-1] + "*"] if stem and words else words
 
 
-def _parse(text: str) -> Iterable[tuple[str, str]]:
+def parse_entries(text: str) -> Iterable[tuple[str, str]]:
+    """Yield (class, phrase) of every entry of a word list: `CLASS: entries`, one or more lines a class.
+
+    Raises:
+        UntrustedDataError: a line without a class, or an entry with too many choices.
+
+    """
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue

@@ -10,14 +10,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final, Self
 
-from casemate.guard.bundle import read_bundle, shipped_bundle
+from casemate.guard.bundle import GuardData, read_bundle, shipped_bundle
 from casemate.guard.documents import Document, wrap_documents
 from casemate.guard.injection import BLOCK_AT, FLAG_AT, UNTRUSTED, Injection, InjectionJudge
 from casemate.guard.normalize import BLOCKING, Normal, normalize
-from casemate.guard.output import OutputWatch
 from casemate.guard.placeholders import Placeholders
 from casemate.guard.redact import redact_text
 from casemate.guard.roles import find_roles
+from casemate.guard.scrutiny import Scrutiny, abuse_phrases, watch_of
 from casemate.guard.stream import StreamRedactor
 from casemate.guard.verdict import (
     Action,
@@ -34,16 +34,19 @@ from casemate.guard.views import Unmasking
 CERTAIN: Final = 0.99
 MAX_SPANS: Final = 64
 ENTITY: Final = ("pii:", "secret:")
+SECRET_REQUESTS: Final = frozenset({"injection:secret-request", "injection:prompt-leak"})
+_NO_TIME: Final = Redaction("", refused="over-budget")
 _SCRATCH_KEY: Final = bytes(32)  # placeholders of a check are thrown away with its text
 
 
 class Guard:
     """Judges texts under a policy. Immutable and shared: one per process."""
 
-    def __init__(self, judge: InjectionJudge) -> None:
-        """Judge with *judge*; use `default` or `from_bytes`."""
-        self._judge = judge
-        self._unmasking = Unmasking(judge.lexicon, judge.ordinary)
+    def __init__(self, data: GuardData) -> None:
+        """Judge with *data*; use `default` or `from_bytes`."""
+        self._judge, abuse = data
+        self._abuse = abuse_phrases(abuse)
+        self._unmasking = Unmasking(self._judge.lexicon, self._judge.ordinary)
 
     @classmethod
     def default(cls) -> Self:
@@ -90,19 +93,24 @@ class Guard:
         placeholders: Placeholders,
         over_budget: OverBudget = never_over,
     ) -> Redaction:
-        """Return *text* with its values handled as *policy* says; nothing of it when the guard fails."""
+        """Return *text* with its values handled as *policy* says; `refused`, and none of it, when the guard fails."""
         try:
             if over_budget():
-                return Redaction("")
-            return redact_text(text, policy, channel, placeholders)
+                return _NO_TIME
+            done = redact_text(text, policy, channel, placeholders)
+            return _NO_TIME if over_budget() else done
         except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
-            return Redaction("")
+            return Redaction("", refused="guard-error")
 
-    def stream(
-        self, policy: GuardPolicy, placeholders: Placeholders, *, watch: OutputWatch | None = None
-    ) -> StreamRedactor:
-        """Return a redactor for one stream of an answer."""
-        return StreamRedactor(policy, placeholders, watch)
+    def answer(
+        self, policy: GuardPolicy, placeholders: Placeholders, canaries: tuple[str, ...] = (), system_prompt: str = ""
+    ) -> Scrutiny:
+        """Return what looks at one stream of an answer; *canaries* and *system_prompt* must not get out with it."""
+        stops, replaced, noted = (
+            watch_of(canaries, system_prompt, policy, action) for action in (Action.BLOCK, Action.REDACT, Action.FLAG)
+        )
+        redactor = StreamRedactor(policy, placeholders, stops)
+        return Scrutiny(redactor, policy, self._abuse, ((replaced, Action.REDACT), (noted, Action.FLAG)))
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
         """Return *documents* delimited and datamarked with the caller's random *marker*."""
@@ -117,10 +125,8 @@ class Guard:
         found = self._find(normal, channel, over_budget)
         if over_budget():
             return _refusal("over-budget")
-        verdict = _decide(found, channel, policy)
-        if over_budget():
-            return _refusal("over-budget")
-        return _with_entities(verdict, text, channel, policy)
+        verdict = _with_entities(_decide(found, channel, policy), text, channel, policy)
+        return _refusal("over-budget") if over_budget() else verdict
 
     def _find(self, normal: Normal, channel: Channel, over_budget: OverBudget) -> Injection:
         """Combine hidden channels, control tokens and intent into one score with spans of the original text."""
@@ -152,6 +158,9 @@ def _decide(found: Injection, channel: Channel, policy: GuardPolicy) -> Verdict:
     """Turn a score into the action the policy wants for this channel."""
     if found.score < BLOCK_AT:
         action = Action.FLAG if found.reasons and found.score >= FLAG_AT else Action.ALLOW
+        asks = channel is Channel.USER and policy.secret_requests is Action.BLOCK
+        if asks and found.score >= FLAG_AT and not SECRET_REQUESTS.isdisjoint(found.reasons):
+            return Verdict(Action.BLOCK, BLOCK_AT, found.reasons, found.spans)
         return Verdict(action, found.score, found.reasons, found.spans)
     hidden = any(reason in BLOCKING for reason in found.reasons)
     intent = policy.document_injection if channel in UNTRUSTED else policy.injection

@@ -6,7 +6,7 @@ they never raise out of the pipeline for any text: a fault inside is a `block` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -52,10 +52,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Redaction:
-    """A text with its findings replaced by typed placeholders; `spans` are in the original."""
+    """A text with its findings replaced by typed placeholders; `spans` are in the original.
+
+    `refused` says why nothing of the text may be used: `over-budget`, `guard-error`.
+    """
 
     text: str
     spans: tuple[Span, ...] = ()
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,9 @@ class GuardPolicy:
 
     `entities` maps a type (`pii:EMAIL_ADDRESS`), a family (`pii:*`, `secret:*`) or `*` to an action; the most specific
     wins. `mode` "monitor" judges without acting (the gateway decides what that means; verdicts are unchanged).
-    `allow_values` are exact texts that are never a finding. `link_hosts` may appear in markdown links and images of
-    an answer.
+    `allow_values` are never a finding. `link_hosts` may appear in markdown links and images of an answer. `abuse` maps
+    a severity and `terms` words of the operator to an action. `secret_requests` is for texts that are below the
+    threshold and seem to ask for secrets: worth a refusal where there are any.
     """
 
     input_entities: Mapping[str, Action] = field(default_factory=lambda: MappingProxyType({"*": Action.FLAG}))
@@ -73,9 +78,14 @@ class GuardPolicy:
     injection: Action = Action.BLOCK
     document_injection: Action = Action.BLOCK
     hidden_text: Action = Action.BLOCK
+    secret_requests: Action = Action.FLAG
+    canary_leak: Action = Action.BLOCK
     system_overlap: Action = Action.BLOCK
+    schema: Action = Action.FLAG
+    abuse: Mapping[str, Action] = field(default_factory=lambda: MappingProxyType({}))
+    terms: Mapping[str, Action] = field(default_factory=lambda: MappingProxyType({}))
     link_hosts: tuple[str, ...] = ()
-    allow_values: tuple[str, ...] = ()
+    allow_values: Container[str] = ()
     mode: str = "enforce"
     max_chars: int = 200_000
 
@@ -84,6 +94,17 @@ class GuardPolicy:
         table = self.output_entities if channel is Channel.OUTPUT else self.input_entities
         family = kind.partition(":")[0] + ":*"
         return table.get(kind) or table.get(family) or table.get("*") or Action.BLOCK
+
+    def answer_action(self, kind: str) -> Action:
+        """Return the action for whatever *kind* was found in an answer: an entity, abuse, a term or a leak."""
+        family, _, name = kind.partition(":")
+        if family == "abuse":
+            return self.abuse.get(name, Action.FLAG)
+        if family == "term":
+            return Action.FLAG if name == "noted" else Action.REDACT
+        if kind == "canary":
+            return self.canary_leak
+        return self.system_overlap if kind == "system-overlap" else self.entity_action(Channel.OUTPUT, kind)
 
 
 OverBudget = Callable[[], bool]

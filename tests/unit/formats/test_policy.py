@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.errors import ConfigError
-from casemate.formats import policy
-from casemate.formats.policy import ROWS, AppPolicy, GuardRules, parse_policy
+from casemate.formats import guard_rules, policy
+from casemate.formats.guard_rules import ENTITIES, GuardRules
+from casemate.formats.policy import ROWS, AppPolicy, parse_policy
 from casemate.guard import Action
 
 FULL = """
@@ -37,8 +39,14 @@ mode = "monitor"
 injection = "flag"
 documents = "allow"
 hidden_text = "flag"
-system_overlap = "allow"
-allow_values = ["help@example.org"]
+secret_requests = "flag"
+beside_documents = ["secrets"]
+canary_leak = "redact"
+system_overlap = "redact"
+schema = "block"
+abuse = { strong = "block" }
+terms = { "project falcon" = "redact" }
+allow_values = ["help@example.org", { pattern = "*@example.net", until = 2030-12-31 }]
 link_hosts = ["example.org"]
 input = { "pii:US_SSN" = "block" }
 output = { "pii:*" = "block", "secret:jwt" = "redact" }
@@ -52,7 +60,9 @@ def test_a_full_policy_is_taken_whole():
     assert not parsed.canary
     assert parsed.tokens_per_day == 500_000
     assert parsed.guard.mode == "monitor"
-    assert parsed.guard.input == {"*": "flag", "pii:US_SSN": "block"}
+    assert parsed.guard.input == {"*": "flag", "secret:*": "redact", "pii:US_SSN": "block"}
+    assert parsed.guard.abuse == {"mild": "allow", "strong": "block", "severe": "flag"}
+    assert parsed.guard.allow_values[1] == ("*@example.net", True, dt.date(2030, 12, 31))
     assert parsed.guard.output == {"*": "redact", "pii:*": "block", "secret:jwt": "redact"}
 
 
@@ -61,6 +71,16 @@ def test_an_empty_file_is_the_safe_defaults():
     assert AppPolicy().guard.output == {"*": "redact"}
     assert AppPolicy().guard.injection == "block"
     assert not AppPolicy().client_system
+
+
+def test_what_happens_to_values_depends_on_the_data_class():
+    def rules(name):
+        return parse_policy(f'data_class = "{name}"'.encode(), source="x").guard
+
+    assert rules("public").input == {"*": "redact"}
+    assert rules("internal").input == {"*": "flag"}
+    assert rules("sensitive").input == {"*": "flag", "secret:*": "redact"}
+    assert {*ENTITIES} == {*policy.DATA_CLASSES}
 
 
 def test_every_field_has_a_row_and_every_row_a_field():
@@ -92,6 +112,15 @@ def test_every_field_has_a_row_and_every_row_a_field():
         ("[guard]\noutput = { 'pii:*' = 'delete' }", ["`guard.output`", '"redact"']),
         ("[guard]\noutput = { 'pii:*' = ['x'] }", ["`guard.output`"]),
         ("[guard]\ninjection = 'redact'", ["`guard.injection`", '"allow", "flag", "block"']),
+        ("[guard]\nabuse = { rude = 'block' }", ["`guard.abuse`", "mild, strong, severe"]),
+        ("[guard]\nterms = { '--' = 'block' }", ["`guard.terms`"]),
+        ("[guard]\nbeside_documents = ['keys']", ["`guard.beside_documents`", "system_prompt"]),
+        ("[guard]\nallow_values = [{ pattern = '*@x.org' }]", ["`guard.allow_values`", "until"]),
+        ("[guard]\nallow_values = [{ pattern = '*', until = 2030-01-01 }]", ["`guard.allow_values`"]),
+        ("[guard]\nallow_values = [{ pattern = 'a*b*c*d*e*f', until = 2030-01-01 }]", ["`guard.allow_values`"]),
+        ("[guard]\nallow_values = [{ value = 'x', until = 'soon' }]", ["`guard.allow_values`"]),
+        ("[guard]\nallow_values = [{ value = 'x', until = 2030-01-01T10:00:00Z }]", ["`guard.allow_values`"]),
+        ("[guard]\nallow_values = [3]", ["`guard.allow_values`"]),
         ("a = [", ["not TOML"]),
         ("models = ['a']\nmodels = ['b']", ["not TOML"]),
     ],
@@ -111,8 +140,8 @@ def test_a_file_that_is_not_text_or_too_large_is_refused():
 
 
 def test_the_actions_are_those_of_the_guard():
-    assert {*policy.ACTIONS} == {action.value for action in Action}
-    assert {*policy.DECISIONS} <= {action.value for action in Action}
+    assert {*guard_rules.ACTIONS} == {action.value for action in Action}
+    assert {*guard_rules.DECISIONS} <= {action.value for action in Action}
 
 
 @given(st.binary(max_size=400))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import hashlib
 import hmac
 import secrets
@@ -22,6 +23,7 @@ from casemate.device.gateway.screening import Piece
 from casemate.device.gateway.shield import Conversation, guard_policy
 from casemate.formats.policy import AppPolicy
 from casemate.guard import Verdict
+from casemate.guard.conformity import Form
 
 BYTES_PER_TOKEN: Final = 4
 
@@ -127,12 +129,21 @@ def admit(
     )
 
 
-def converse(ticket: Ticket, first_text: str, *, system_prompt: str = "", canary: str | None = None) -> Conversation:
+def converse(
+    ticket: Ticket,
+    first_text: str,
+    *,
+    system_prompt: str = "",
+    canary: str | None = None,
+    documents: bool = False,
+    form: Form | None = None,
+) -> Conversation:
     """Return what the guard must know. The key is the same for every request that begins with *first_text*."""
     material = ticket.app.name.encode() + b"\0" + first_text.encode("utf-8", "surrogatepass")
     key = hmac.new(ticket.gateway.secret, material, hashlib.sha256).digest()
     canaries = (canary,) if canary else ()
-    return Conversation(guard_policy(ticket.policy), key, canaries, system_prompt)
+    today = dt.datetime.fromtimestamp(ticket.gateway.clock.wall(), dt.UTC).date()
+    return Conversation(guard_policy(ticket.policy, today, documents=documents), key, canaries, system_prompt, form)
 
 
 def new_canary(policy: AppPolicy) -> str | None:

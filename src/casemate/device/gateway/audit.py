@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 from casemate.clock import Clock
@@ -16,6 +16,7 @@ from casemate.device.channel import AsyncJournalClient
 from casemate.errors import OperationError
 from casemate.formats import event
 from casemate.guard import Action, Channel, Verdict
+from casemate.guard.scrutiny import CANARY
 
 WAITING: Final = 1000
 LIMIT_REPORT_EVERY: Final = 60.0
@@ -89,17 +90,31 @@ class Audit:
         for (channel, action), reasons in groups.items():
             self._verdict(subject, channel, action if enforce else Action.FLAG, reasons)
 
-    def redacted(self, subject: Subject, types: Iterable[str]) -> None:
-        """Record which kinds of values were taken out of an answer."""
-        self._verdict(subject, Channel.OUTPUT, Action.REDACT, types)
+    def redacted(self, subject: Subject, types: Collection[str]) -> None:
+        """Record which kinds of findings were taken out of an answer."""
+        self._answer(subject, Action.REDACT, types)
+
+    def noted(self, subject: Subject, types: Collection[str]) -> None:
+        """Record which kinds of findings an answer was let out with."""
+        self._answer(subject, Action.FLAG, types)
+
+    def _answer(self, subject: Subject, action: Action, types: Collection[str]) -> None:
+        kinds = [kind for kind in types if kind != CANARY]
+        if kinds:
+            self._verdict(subject, Channel.OUTPUT, action, kinds)
+        if CANARY in types:
+            self._leaked(subject, stopped=False)
 
     def cut(self, subject: Subject, reason: str) -> None:
         """Record that an answer was stopped."""
-        now = self._clock.wall()
-        if reason == "canary":
-            self._post(event.canary_leaked(app=subject.app, request=subject.request, model=subject.model, now=now))
+        if reason == CANARY:
+            self._leaked(subject, stopped=True)
         else:
             self._verdict(subject, Channel.OUTPUT, Action.BLOCK, (reason,))
+
+    def _leaked(self, subject: Subject, *, stopped: bool) -> None:
+        app, request, model = subject
+        self._post(event.canary_leaked(app=app, request=request, model=model, stopped=stopped, now=self._clock.wall()))
 
     def _verdict(self, subject: Subject, channel: Channel, action: Action, reasons: Iterable[str]) -> None:
         self._post(

@@ -34,6 +34,7 @@ async def chat(gateway: Gateway, exchange: Exchange, app: App) -> None:
     request = schema.parse(body, ChatRequest, drop_extras=policy.extra_fields == "drop")
     choices = schema.choices(request.n, policy)
     _check_format(request, policy)
+    _check_documents(request, policy)
     # 2 the model answers, and the app has room for it
     ticket = admit(
         gateway,
@@ -48,7 +49,14 @@ async def chat(gateway: Gateway, exchange: Exchange, app: App) -> None:
     # 3 the guard allows every text; 4 the engine gets its prompt and the client its answer
     with ticket.preparing():
         canary = new_canary(policy)
-        talk = converse(ticket, request.messages[0].text, system_prompt=policy.system_prompt, canary=canary)
+        talk = converse(
+            ticket,
+            request.messages[0].text,
+            system_prompt=policy.system_prompt,
+            canary=canary,
+            documents=bool(request.documents),
+            form=schema.form(request.response_format),
+        )
         texts = await screen(ticket, _pieces(request, policy), talk)
         prompt = _prompt(ticket, request, texts, canary)
     shape = sse.ChatShape(
@@ -74,6 +82,17 @@ def _check_format(request: ChatRequest, policy: AppPolicy) -> None:
         raise refusals.unsupported("response_format", f"this app may ask for {allowed}, not {wanted}")
     if isinstance(request.response_format, schema.SchemaFormat):
         schema.check_schema(request.response_format.json_schema.schema)
+
+
+def _check_documents(request: ChatRequest, policy: AppPolicy) -> None:
+    """Refuse documents beside a system prompt that the policy did not declare fit for it."""
+    enforced = policy.guard.mode == "enforce" and "system_prompt" not in policy.guard.beside_documents
+    if request.documents and policy.system_prompt and enforced:
+        raise refusals.unsupported(
+            "documents",
+            "this app has a system prompt, which documents could carry out: "
+            'its policy does not say [guard] beside_documents = ["system_prompt"]',
+        )
 
 
 def _pieces(request: ChatRequest, policy: AppPolicy) -> list[Piece]:

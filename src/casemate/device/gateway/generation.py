@@ -96,7 +96,9 @@ class Generation:
         ticket = self._ticket
         call = await ticket.link.start(kind, params, seconds=ticket.gateway.seconds)
         conversation = self._conversation
-        answer = Answer(ticket.gateway.screening.shield.open_answer(conversation), conversation.policy)
+        answer = Answer(
+            ticket.gateway.screening.shield.open_answer(conversation), conversation.policy, conversation.form
+        )
         done: ipc.Done | None = None
         try:
             while not answer.stopped and done is None:
@@ -153,6 +155,8 @@ class Generation:
             gateway.metrics.redactions.labels(app, kind).inc(count)
         if self._redacted:
             gateway.audit.redacted(ticket.subject, self._redacted)
+        if self._noted:
+            gateway.audit.noted(ticket.subject, self._noted)
         if self._stopped:
             gateway.metrics.cut.labels(app, self._stopped).inc()
             gateway.audit.cut(ticket.subject, self._stopped)

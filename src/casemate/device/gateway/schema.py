@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from casemate.device.gateway.refusals import ApiError, bad_request, too_large, unsupported
 from casemate.formats.policy import AppPolicy
+from casemate.guard.conformity import Form
 
 MAX_MESSAGES: Final = 1000
 MAX_DOCUMENTS: Final = 64
@@ -328,6 +329,13 @@ def engine_format(wanted: ResponseFormat) -> dict[str, Any] | None:
     if isinstance(wanted, SchemaFormat):
         return {"type": "json_schema", "json_schema": {"schema": wanted.json_schema.schema}}
     return {"type": "json_object"} if isinstance(wanted, ObjectFormat) else None
+
+
+def form(wanted: ResponseFormat | None) -> Form | None:
+    """Return the form an answer must have; None for plain text."""
+    if isinstance(wanted, SchemaFormat):
+        return Form(wanted.json_schema.schema)
+    return Form() if isinstance(wanted, ObjectFormat) else None
 
 
 def check_schema(schema: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from casemate.device.gateway import refusals
 from casemate.device.gateway.refusals import ApiError
 from casemate.device.gateway.shield import Conversation, Shield
-from casemate.guard import Action, Channel, GuardPolicy, Verdict, never_over
+from casemate.guard import Action, Channel, GuardPolicy, Redaction, Verdict, never_over
 
 INLINE_CHARS: Final = 2048
 BUDGET_SECONDS: Final = 2.0
@@ -112,7 +112,11 @@ class Screening:
                 break
             text = piece.text
             if redacts and verdict.reasons:
-                text = self.shield.redact(text, piece.channel, conversation, over_budget)
+                done = self._redact(piece, conversation, over_budget)
+                if done.refused:
+                    verdicts[-1] = (piece, Verdict(Action.BLOCK, 1.0, (done.refused,)))
+                    break
+                text = done.text
             texts.append(text)
         return Screened(tuple(texts), tuple(verdicts))
 
@@ -123,6 +127,12 @@ class Screening:
             return self.shield.check(piece.text, piece.channel, conversation.policy, over_budget)
         except Exception:  # noqa: BLE001 - a guard that raises, against its promise, is a guard that refuses
             return Verdict(Action.BLOCK, 1.0, ("guard-error",))
+
+    def _redact(self, piece: Piece, conversation: Conversation, over_budget: Callable[[], bool]) -> Redaction:
+        try:
+            return self.shield.redact(piece.text, piece.channel, conversation, over_budget)
+        except Exception:  # noqa: BLE001 - see `_check`
+            return Redaction("", refused="guard-error")
 
     def close(self) -> None:
         """Do not wait for a judgement that is still running."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 from casemate.device.gateway.answer import OutputGuard
+from casemate.formats.guard_rules import Actions, Allowed
 from casemate.formats.policy import AppPolicy
-from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, OverBudget, Verdict
-from casemate.guard.output import OutputWatch
+from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, OverBudget, Redaction, Verdict
+from casemate.guard.allow import AllowList
+from casemate.guard.conformity import Form
 from casemate.guard.placeholders import Placeholders
-from casemate.guard.redact import redact_text
-from casemate.guard.stream import StreamRedactor
+
+SECRETS: Final = "secret:*"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Conversation:
     """Makes placeholders stable within a conversation and useless outside it."""
     canaries: tuple[str, ...] = ()
     system_prompt: str = ""
+    form: Form | None = None
+    """The JSON an answer was asked to be."""
 
 
 class Shield(Protocol):
@@ -34,8 +39,8 @@ class Shield(Protocol):
         """Judge one text."""
         ...
 
-    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> str:
-        """Return *text* without what the policy wants replaced."""
+    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Redaction:
+        """Return *text* without what the policy wants replaced, or that it is refused."""
         ...
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
@@ -47,27 +52,55 @@ class Shield(Protocol):
         ...
 
 
-def guard_policy(policy: AppPolicy) -> GuardPolicy:
-    """Return what *policy* asks of the guard. A monitor finds everything and changes nothing."""
+def guard_policy(policy: AppPolicy, today: dt.date, *, documents: bool = False) -> GuardPolicy:
+    """Return what *policy* asks of the guard *today* (UTC) for a request that has *documents* or not.
+
+    A monitor finds everything and changes nothing. Beside documents, secrets are replaced before the model sees them
+    unless the policy lets them stand there: what a document cannot read it cannot have carried out.
+    """
     rules = policy.guard
     monitor = rules.mode == "monitor"
-    output = {"*": Action.FLAG} if monitor else {kind: Action(action) for kind, action in rules.output.items()}
-    incoming = {kind: _monitored(Action(action), monitor=monitor) for kind, action in rules.input.items()}
+    incoming = dict(rules.input)
+    if documents and "secrets" not in rules.beside_documents:
+        incoming.update((kind, "redact") for kind in (SECRETS, *_softer_on_secrets(rules.input)))
     return GuardPolicy(
-        input_entities=MappingProxyType(incoming),
-        output_entities=MappingProxyType(output),
+        input_entities=_actions(incoming, monitor=monitor),
+        output_entities=MappingProxyType({"*": Action.FLAG}) if monitor else _actions(rules.output, monitor=False),
         injection=Action(rules.injection),
         document_injection=Action(rules.documents),
         hidden_text=Action(rules.hidden_text),
-        system_overlap=_monitored(Action(rules.system_overlap), monitor=monitor),
+        secret_requests=Action(rules.secret_requests) if policy.system_prompt else Action.FLAG,
+        canary_leak=_action(rules.canary_leak, monitor=monitor),
+        system_overlap=_action(rules.system_overlap, monitor=monitor),
+        schema=_action(rules.schema, monitor=monitor),
+        abuse=_actions(rules.abuse, monitor=monitor),
+        terms=_actions(rules.terms, monitor=monitor),
         link_hosts=rules.link_hosts,
-        allow_values=rules.allow_values,
+        allow_values=_allow_list(rules.allow_values, today),
         mode=rules.mode,
     )
 
 
-def _monitored(action: Action, *, monitor: bool) -> Action:
+def _softer_on_secrets(table: Actions) -> Iterable[str]:
+    return (kind for kind, action in table.items() if kind.startswith("secret:") and action in {"allow", "flag"})
+
+
+def _actions(table: Actions, *, monitor: bool) -> Mapping[str, Action]:
+    return MappingProxyType({name: _action(action, monitor=monitor) for name, action in table.items()})
+
+
+def _action(name: str, *, monitor: bool) -> Action:
+    action = Action(name)
     return Action.FLAG if monitor and action in {Action.REDACT, Action.BLOCK} else action
+
+
+def _allow_list(allowed: Sequence[Allowed], today: dt.date) -> AllowList:
+    """Return what is still allowed: an entry's last day is its last."""
+    current = [entry for entry in allowed if entry.until is None or today <= entry.until]
+    return AllowList.of(
+        tuple(entry.text for entry in current if not entry.is_pattern),
+        tuple(entry.text for entry in current if entry.is_pattern),
+    )
 
 
 class GuardShield:
@@ -81,10 +114,9 @@ class GuardShield:
         """See `Shield.check`."""
         return self._guard.check(text, channel, policy, over_budget)
 
-    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> str:
+    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Redaction:
         """See `Shield.redact`."""
-        del over_budget
-        return redact_text(text, conversation.policy, channel, Placeholders(conversation.key)).text
+        return self._guard.redact(text, channel, conversation.policy, Placeholders(conversation.key), over_budget)
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
         """See `Shield.wrap_documents`."""
@@ -92,6 +124,5 @@ class GuardShield:
 
     def open_answer(self, conversation: Conversation) -> OutputGuard:
         """See `Shield.open_answer`."""
-        watched = conversation.system_prompt if conversation.policy.system_overlap is Action.BLOCK else ""
-        watch = OutputWatch(conversation.canaries, watched)
-        return StreamRedactor(conversation.policy, Placeholders(conversation.key), watch)
+        placeholders = Placeholders(conversation.key)
+        return self._guard.answer(conversation.policy, placeholders, conversation.canaries, conversation.system_prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import threading
 import time
 
@@ -13,7 +14,9 @@ from casemate.device.gateway.refusals import ApiError
 from casemate.device.gateway.screening import INLINE_CHARS, Piece, Screening
 from casemate.device.gateway.shield import Conversation, guard_policy
 from casemate.formats.policy import AppPolicy, parse_policy
-from casemate.guard import Action, Channel, Verdict
+from casemate.guard import Action, Channel, Redaction, Verdict
+
+TODAY = dt.date(2026, 5, 1)
 
 
 class FakeShield:
@@ -28,7 +31,7 @@ class FakeShield:
         return self.answer(text, channel)
 
     def redact(self, text, channel, conversation, over_budget):
-        return text.replace("secret", "[X]")
+        return Redaction(text.replace("secret", "[X]"))
 
 
 def block(*reasons):
@@ -40,7 +43,7 @@ def screen(shield, *texts, policy=None, budget=2.0):
         screening = Screening(shield, time.monotonic, budget=budget)
         pieces = [Piece(text, Channel.USER, f"messages[{index}]") for index, text in enumerate(texts)]
         try:
-            return await screening.screen(pieces, Conversation(guard_policy(policy or AppPolicy()), b"k" * 32))
+            return await screening.screen(pieces, Conversation(guard_policy(policy or AppPolicy(), TODAY), b"k" * 32))
         finally:
             screening.close()
 
@@ -105,7 +108,7 @@ def test_a_guard_that_hangs_is_a_guard_that_is_down(monkeypatch):
         screening = Screening(FakeShield(hang), time.monotonic, budget=0.05)
         pieces = [Piece("x" * 5000, Channel.USER, "m")]
         with pytest.raises(ApiError) as caught:
-            await screening.screen(pieces, Conversation(guard_policy(AppPolicy()), b"k" * 32))
+            await screening.screen(pieces, Conversation(guard_policy(AppPolicy(), TODAY), b"k" * 32))
         release.set()
         screening.close()
         return caught.value
@@ -120,8 +123,53 @@ def test_a_policy_may_have_values_replaced_before_the_model_sees_them():
     assert screen(shield, "my secret").texts == ("my secret",)
 
 
+@pytest.mark.parametrize("refused", ["over-budget", "guard-error"])
+@pytest.mark.parametrize("mode", ["enforce", "monitor"])
+def test_a_redaction_that_fails_or_takes_too_long_is_a_refusal(refused, mode):
+    policy = parse_policy(f"[guard]\nmode = '{mode}'\ninput = {{ 'secret:*' = 'redact' }}".encode(), source="x")
+    shield = FakeShield(lambda text, channel: Verdict(Action.FLAG, 0.0, ("secret:password",)))
+    shield.redact = lambda *_: Redaction("", refused=refused)
+    screened = screen(shield, "my secret", policy=policy)
+    if mode == "monitor":  # it replaces nothing, so it does not ask
+        assert screened.texts == ("my secret",)
+    else:
+        assert screened.texts == ()
+        assert screened.refusal(enforce=True).code in {"content_filter", "guard_unavailable"}
+
+
+def test_a_redaction_that_raises_is_a_guard_that_is_down():
+    policy = parse_policy(b"[guard]\ninput = { 'secret:*' = 'redact' }", source="x")
+    shield = FakeShield(lambda text, channel: Verdict(Action.FLAG, 0.0, ("secret:password",)))
+    shield.redact = None
+    assert screen(shield, "my secret", policy=policy).refusal(enforce=True).status == 503
+
+
+def test_beside_documents_secrets_are_replaced_unless_the_policy_lets_them_stand():
+    rules = b"[guard]\ninput = { 'secret:jwt' = 'flag', 'secret:password' = 'block', 'pii:*' = 'allow' }"
+    policy = parse_policy(rules, source="x")
+    beside = guard_policy(policy, TODAY, documents=True)
+    assert beside.entity_action(Channel.USER, "secret:jwt") is Action.REDACT
+    assert beside.entity_action(Channel.USER, "secret:other") is Action.REDACT
+    assert beside.entity_action(Channel.USER, "secret:password") is Action.BLOCK
+    assert beside.entity_action(Channel.USER, "pii:X") is Action.ALLOW
+    assert guard_policy(policy, TODAY).entity_action(Channel.USER, "secret:jwt") is Action.FLAG
+    allowed = parse_policy(rules + b"\nbeside_documents = ['secrets']", source="x")
+    assert guard_policy(allowed, TODAY, documents=True).entity_action(Channel.USER, "secret:jwt") is Action.FLAG
+
+
+def test_an_allowed_value_lasts_until_its_last_day():
+    entries = "'a@x.org', {value = 'b@x.org', until = 2026-05-01}, {pattern = '*@y.org', until = 2026-04-30}"
+    policy = parse_policy(f"[guard]\nallow_values = [{entries}]".encode(), source="x")
+    today, later = (guard_policy(policy, day).allow_values for day in (TODAY, TODAY + dt.timedelta(1)))
+    assert [value in today for value in ("a@x.org", "B@x.org", "c@y.org")] == [True, True, False]
+    assert [value in later for value in ("a@x.org", "b@x.org", "c@y.org")] == [True, False, False]
+    assert "c@y.org" in guard_policy(policy, TODAY - dt.timedelta(1)).allow_values
+
+
 def test_a_monitor_changes_no_answer():
-    policy = guard_policy(monitor())
+    policy = guard_policy(monitor(), TODAY)
     assert policy.entity_action(Channel.OUTPUT, "pii:EMAIL_ADDRESS") is Action.FLAG
     assert policy.system_overlap is Action.FLAG
-    assert guard_policy(AppPolicy()).entity_action(Channel.OUTPUT, "secret:jwt") is Action.REDACT
+    assert policy.canary_leak is Action.FLAG
+    assert Action.BLOCK not in {*policy.abuse.values(), *policy.terms.values(), *policy.input_entities.values()}
+    assert guard_policy(AppPolicy(), TODAY).entity_action(Channel.OUTPUT, "secret:jwt") is Action.REDACT
