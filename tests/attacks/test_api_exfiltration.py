@@ -132,7 +132,9 @@ def faint():
     """Return a request for secrets that is below the threshold by itself."""
     guard = Guard.default()
     verdicts = {text: guard.injection(text, Channel.USER, GuardPolicy()) for text in CANDIDATES}
-    return next(text for text, v in verdicts.items() if v.action is Action.FLAG and "injection:prompt-leak" in v.reasons)
+    return next(
+        text for text, v in verdicts.items() if v.action is Action.FLAG and "injection:prompt-leak" in v.reasons
+    )
 
 
 def test_a_faint_request_for_secrets_is_refused_where_there_is_one(gateway):
