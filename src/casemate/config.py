@@ -143,6 +143,7 @@ SETTINGS: Final = (
     Setting("hosts", _names, (), "further names clients may use in the Host header"),
     Setting("tls.certificate", _text, "", "PEM file of the server's certificate chain"),
     Setting("tls.key", _text, "", "PEM file of its private key"),
+    Setting("keystore.tpm", _text, "", "the TPM that opens a new keystore, as in device:/dev/tpmrm0; empty: none"),
     Setting("engine.slots", _whole(1, 16), 2, "requests an engine works on at the same time"),
     Setting("engine.queue", _whole(0, 256), 8, "requests that may wait for a slot before 429"),
     Setting("engine.context", _whole(0, 1 << 20), 0, "tokens of context per slot; 0: 2048"),

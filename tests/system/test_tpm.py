@@ -15,6 +15,7 @@ from casemate.errors import HostError, NotAuthorisedError, UntrustedDataError
 from casemate.formats import tpm
 from casemate.keystores import tss
 from casemate.keystores.tss import Approval
+from support.device import running
 from support.swtpm import needs_swtpm, software_tpm
 
 pytestmark = needs_swtpm
@@ -195,3 +196,11 @@ def test_objects_that_a_dead_program_left_do_not_fill_the_tpm(chip):
 def test_a_name_that_is_not_one_of_a_tpm_is_refused(name):
     with pytest.raises(HostError), tss.open_tpm(name):
         pass
+
+
+def test_a_device_comes_up_on_its_tpm_and_the_vault_never_sees_it(chip, tmp_path):
+    with running(tmp_path / "d" / "home", environ={"CASEMATE_KEYSTORE_TPM": chip.tcti}) as device:
+        assert device.json("keystore", "status")["kind"] == "tpm"
+        device.kill("vault")
+        device.wait_ready()
+        assert "program" in device.status["assurance_reasons"][0]

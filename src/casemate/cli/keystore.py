@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from casemate.crypto.secret import Secret
     from casemate.device.home import Home
 
-_SPOKEN = {"keyfile": "key file", "passphrase": "passphrase", "recovery": "recovery code"}
+_SPOKEN = {"tpm": "TPM", "keyfile": "key file", "passphrase": "passphrase", "recovery": "recovery code"}
 
 
 @click.group()
@@ -63,7 +63,9 @@ def _status_text(result: dict[str, Any]) -> str:
 
 
 @command.command()
-@click.option("--to", type=click.Choice(["passphrase", "keyfile"]), help="Change what opens it (asks for a new one).")
+@click.option(
+    "--to", type=click.Choice(["tpm", "passphrase", "keyfile"]), help="Change what opens it (asks for a new one)."
+)
 @click.option(
     "--new-passphrase-file", type=click.Path(path_type=Path), metavar="F", help="Take the new passphrase from here."
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 
-from casemate import keystores
+from casemate import config, keystores
 from casemate.cli.output import say
 from casemate.crypto.secret import Secret
 from casemate.errors import NotAuthorisedError
@@ -21,7 +21,9 @@ def sources(home: keystores.HomePlace, *, recovery: Secret | None = None) -> Sou
     def ask(new: bool) -> Secret | None:  # noqa: FBT001 - the signature is keystores.sources.Ask
         return _ask_new(first=first) if new else _secret(getpass.getpass("keystore passphrase: "))
 
-    return keystores.from_environment(home, ask=ask if has_terminal() else None, recovery=recovery)
+    return keystores.from_environment(
+        home, ask=ask if has_terminal() else None, recovery=recovery, tpm=config.load()["keystore.tpm"]
+    )
 
 
 def has_terminal() -> bool:

@@ -1,7 +1,7 @@
 """What a keystore is: a way to reach the home key, and how much that way is worth.
 
 A home has one random key-encryption key (KEK). Each way in holds a *slot*: the KEK wrapped by a secret that only that
-way can produce. `Keystore` is the seam: a passphrase, a key file and a recovery code implement it, a TPM joins later.
+way can produce. `Keystore` is the seam: a TPM, a passphrase, a key file and a recovery code implement it.
 
 | level | what a thief of the storage still needs                                                                |
 |-------|--------------------------------------------------------------------------------------------------------|
@@ -9,7 +9,7 @@ way can produce. `Keystore` is the seam: a passphrase, a key file and a recovery
 | L1    | something that is not beside the models: a passphrase that is not stored, or a key file that has        |
 |       | another owner *and* another directory. Root on the device, and a thief of the whole storage who also    |
 |       | takes the key file, still win                                                                           |
-| L2    | this machine: the secret is bound to its hardware. No keystore here reaches it yet                      |
+| L2    | this machine: the secret is bound to its hardware (a TPM; one that is a program is L0: a file)         |
 | L3    | this machine in a good state, as judged by a fleet's verifier: never claimed locally                    |
 
 A passphrase is L1, not L2: it is not bound to the machine, and whoever copies the storage may guess at leisure.

@@ -23,10 +23,11 @@ from casemate.errors import CasemateError, NotAuthorisedError, NotFoundError, Un
 from casemate.formats import container as fmt
 from casemate.formats import event
 from casemate.formats.container import SlotArea
-from casemate.formats.keystore import KeyfileSlot
+from casemate.formats.keystore import KeyfileSlot, TpmSlot
 from casemate.keystores import Sources, UnlockedKeystore
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
+from casemate.keystores.tpm import TpmKeystore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Rotation:
 def rotate(
     home: Home, sources: Sources, new_sources: Sources, *, to: str | None, show: Callable[[str], None]
 ) -> Rotation:
-    """Make a new KEK, reached by *to* (passphrase or keyfile; None: the same way as now), from *new_sources*.
+    """Make a new KEK, reached by *to* (tpm, passphrase or keyfile; None: the same way as now), from *new_sources*.
 
     Finishes an earlier rotation instead, when there is one. *show* gets the new recovery code, if there was an old one.
 
@@ -60,18 +61,32 @@ def rotate(
             return _finish(home, renewed, sources, resumed=False)
 
 
-def _new_way(keystore: UnlockedKeystore, sources: Sources, to: str | None) -> PassphraseKeystore | KeyfileKeystore:
+def _new_way(
+    keystore: UnlockedKeystore, sources: Sources, to: str | None
+) -> PassphraseKeystore | KeyfileKeystore | TpmKeystore:
     kind = to or keystores.main_kind(keystore.document)
     if keystore.opened_by == "recovery" and to is None:
         raise UsageError("a keystore opened with its recovery code needs a new way in", hint="add --to passphrase")
     if kind == "keyfile":
         return sources.keyfile_keystore()
+    if kind == "tpm":
+        chip = sources.tpm_keystore()
+        if not isinstance(chip, TpmKeystore):
+            raise UsageError("no TPM is named", hint="set keystore.tpm, as in device:/dev/tpmrm0")
+        slot = _tpm_slot(keystore)
+        if slot:  # so that the next sealing's limit is above this one's
+            chip.retire_older(slot)
+        return chip
     way = sources.passphrase_keystore(new=to is not None)
     if way is None:
         raise NotAuthorisedError(
             "no new passphrase was given", hint="run it on a terminal, or give --new-passphrase-file"
         )
     return way
+
+
+def _tpm_slot(keystore: UnlockedKeystore) -> TpmSlot | None:
+    return next((slot for slot in keystore.document.slots if isinstance(slot, TpmSlot)), None)
 
 
 def _finish(home: Home, keystore: UnlockedKeystore, sources: Sources, *, resumed: bool) -> Rotation:
@@ -83,7 +98,15 @@ def _finish(home: Home, keystore: UnlockedKeystore, sources: Sources, *, resumed
 
 
 def _forget_old_keys(keystore: UnlockedKeystore, sources: Sources) -> None:
-    """Take old keys out of the key file. They open nothing any more: a file that cannot be changed is no failure."""
+    """Take old keys out of the key file and the TPM. They open nothing any more: that it fails is no failure."""
+    with contextlib.suppress(CasemateError):
+        chip = sources.tpm_keystore()
+        if isinstance(chip, TpmKeystore):
+            slot = _tpm_slot(keystore)
+            if slot:
+                chip.retire_older(slot)
+            else:
+                chip.retire_all()
     current = [slot for slot in keystore.document.slots if isinstance(slot, KeyfileSlot)]
     with contextlib.suppress(CasemateError, OSError):
         sources.keyfile_keystore().keep_only(current[0] if current else None)

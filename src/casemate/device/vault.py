@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def _unlock(home: Home, fds: dict[str, int], journal: Callable[..., Any], clock: Clock) -> UnlockedKeystore:
-    kind = "passphrase" if "passphrase" in fds else "keyfile"
+    kind = next((name for name in ("tpm", "passphrase") if name in fds), "keyfile")
     try:
         keystore = keystores.unlock(home, keystores.from_handover(home, fds))
     except CasemateError as error:

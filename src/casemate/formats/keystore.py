@@ -21,6 +21,9 @@ SLOT_LIMIT: Final = 4
 
 KeyId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 WrappedKey = Annotated[bytes, msgspec.Meta(max_length=256)]
+TpmBlob = Annotated[bytes, msgspec.Meta(max_length=1024)]
+PcrIndex = Annotated[int, msgspec.Meta(ge=0, le=23)]
+PcrValue = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Salt = Annotated[bytes, msgspec.Meta(min_length=kdf.SALT_BYTES, max_length=kdf.SALT_BYTES)]
 
 
@@ -46,8 +49,34 @@ class RecoverySlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     wrapped: WrappedKey = b""
 
 
-Slot = PassphraseSlot | KeyfileSlot | RecoverySlot
-AnySlot = TypeVar("AnySlot", PassphraseSlot, KeyfileSlot, RecoverySlot, Slot)
+class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A secret as one TPM keeps it for us: useless elsewhere. *parent* is the Name of the storage key above it."""
+
+    parent: TpmBlob
+    public: TpmBlob
+    private: TpmBlob
+
+
+class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Leave to open under one policy: these *pcrs*, and a counter of at most *limit*; signed by the approver."""
+
+    pcrs: Annotated[dict[PcrIndex, PcrValue], msgspec.Meta(min_length=1, max_length=24)]
+    limit: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    signature: TpmBlob  # TPMT_SIGNATURE
+
+
+class TpmSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tpm"):
+    """Opened by a TPM under a policy that *approver* (PEM) has signed. *counter*: the NV index the policy reads."""
+
+    sealed: Sealed
+    approver: TpmBlob
+    approval: Approval
+    counter: Annotated[int, msgspec.Meta(ge=0x01000000, le=0x01FFFFFF)]
+    wrapped: WrappedKey = b""
+
+
+Slot = PassphraseSlot | KeyfileSlot | RecoverySlot | TpmSlot
+AnySlot = TypeVar("AnySlot", PassphraseSlot, KeyfileSlot, RecoverySlot, TpmSlot, Slot)
 
 
 class Previous(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

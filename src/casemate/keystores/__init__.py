@@ -1,8 +1,8 @@
-"""The home's keystore: make it, open it, change the ways in. See `crypto.keystore` for levels and the seam for a TPM.
+"""The home's keystore: make it, open it, change the ways in. See `crypto.keystore` for levels.
 
-One main way in (passphrase or key file) and at most one recovery code. Rotation makes a new KEK in two durable steps,
-so that a crash at any point leaves a keystore that opens every container: `begin_rotation` writes the new KEK with the
-old one wrapped under it, the caller re-wraps the containers, `finish_rotation` drops the old one.
+One main way in (TPM, passphrase or key file) and at most one recovery code. Rotation makes a new KEK in two durable
+steps, so that a crash at any point leaves a keystore that opens every container: `begin_rotation` writes the new KEK
+with the old one wrapped under it, the caller re-wraps the containers, `finish_rotation` drops the old one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.keystore import Assurance
 from casemate.crypto.secret import Secret
-from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, OperationError
+from casemate.errors import BusyError, CasemateError, NotAuthorisedError, NotFoundError, OperationError
 from casemate.formats import keystore as document_format
 from casemate.formats.keystore import Document, Previous, RecoverySlot, Slot
 from casemate.keystores.document import FILE_NAME, HomePlace, exists, main_kind, read_document, slot_kind
@@ -24,7 +24,8 @@ from casemate.keystores.files import locked_directory, replace_small
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
 from casemate.keystores.recovery import RecoveryKeystore, format_code
-from casemate.keystores.sources import Sources, from_environment, from_handover, no_passphrase, only_recovery
+from casemate.keystores.sources import Sources, from_environment, from_handover, no_passphrase, no_tpm, only_recovery
+from casemate.keystores.tpm import HandedTpmKeystore, TpmKeystore
 from casemate.keystores.unlocked import UnlockedKeystore, new_owner, open_document, wrap_owner, wrap_previous
 
 __all__ = [
@@ -48,13 +49,13 @@ __all__ = [
     "unlock",
 ]
 
-_Way = PassphraseKeystore | KeyfileKeystore | RecoveryKeystore
+_Way = PassphraseKeystore | KeyfileKeystore | RecoveryKeystore | TpmKeystore | HandedTpmKeystore
 
 
 class Description(msgspec.Struct, frozen=True):
     """What can be said about a keystore without opening it. Unproven: `unlock` proves it."""
 
-    kind: str  # passphrase | keyfile | recovery
+    kind: str  # tpm | passphrase | keyfile | recovery
     level: str
     reasons: tuple[str, ...]
     recovery: bool
@@ -89,14 +90,26 @@ def judge(kind: str, sources: Sources) -> Assurance:
         return sources.passphrase_evidence()
     if kind == "recovery":
         return Assurance("L1", ("restored from a backup: only the recovery code opens it",))
+    if kind == "tpm":
+        return _judge_tpm(sources)
     try:
         return sources.keyfile_keystore().assurance()
     except OSError:
         return Assurance("L0", ("the key file cannot be seen from here",))
 
 
+def _judge_tpm(sources: Sources) -> Assurance:
+    way = sources.tpm_keystore()
+    if way is None:
+        return Assurance("L0", ("no TPM is named here: set keystore.tpm",))
+    try:
+        return way.assurance()
+    except CasemateError as error:
+        return Assurance("L0", (f"the TPM cannot be seen from here: {error.message}",))
+
+
 def create(home: HomePlace, sources: Sources) -> UnlockedKeystore:
-    """Make the home's keystore: with the passphrase when there is one to be had, else with a key file.
+    """Make the home's keystore: with the TPM when one is named, else a passphrase if there is one, else a key file.
 
     Raises:
         BusyError: the home already has one.
@@ -105,7 +118,7 @@ def create(home: HomePlace, sources: Sources) -> UnlockedKeystore:
     """
     if exists(home.keystore):
         raise BusyError(f"{home.path} already has a keystore", hint="see `casemate keystore status`")
-    way: _Way = sources.passphrase_keystore(new=True) or sources.keyfile_keystore()
+    way: _Way = sources.tpm_keystore() or sources.passphrase_keystore(new=True) or sources.keyfile_keystore()
     kek = Secret.random()
     public, wrapped = new_owner(kek)
     slot = _enrol(home.id, way, kek)
@@ -170,7 +183,7 @@ def recovery_only(keystore: UnlockedKeystore) -> bytes:
 
 
 def begin_rotation(
-    keystore: UnlockedKeystore, way: PassphraseKeystore | KeyfileKeystore, show: Callable[[str], None]
+    keystore: UnlockedKeystore, way: PassphraseKeystore | KeyfileKeystore | TpmKeystore, show: Callable[[str], None]
 ) -> UnlockedKeystore:
     """Make a new KEK, reached by *way* alone; the old one stays openable until `finish_rotation`.
 
@@ -214,6 +227,7 @@ def finish_rotation(keystore: UnlockedKeystore) -> UnlockedKeystore:
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 _HINTS: Final = {
+    "tpm": "keystore.json was changed: restore it from a backup, or use the recovery code",
     "passphrase": "try again; if it is lost, use the recovery code: `casemate keystore rotate --recovery`",
     "keyfile": "the key file has the right key but keystore.json was changed: restore it from a backup",
     "recovery": "restore keystore.json from a backup",
@@ -221,7 +235,7 @@ _HINTS: Final = {
 
 
 def _spoken(way: _Way) -> str:
-    return {"keyfile": "key file", "recovery": "recovery code"}.get(way.kind, way.kind)
+    return {"keyfile": "key file", "recovery": "recovery code", "tpm": "TPM"}.get(way.kind, way.kind)
 
 
 def _choose(document: Document, sources: Sources) -> tuple[Slot, _Way]:
@@ -231,6 +245,11 @@ def _choose(document: Document, sources: Sources) -> tuple[Slot, _Way]:
         if "recovery" not in by_kind:
             raise NotAuthorisedError("this keystore has no recovery code", hint="use its passphrase or key file")
         return by_kind["recovery"], RecoveryKeystore(sources.recovery)
+    if "tpm" in by_kind:
+        chip = sources.tpm_keystore()
+        if chip is None:
+            raise no_tpm()
+        return by_kind["tpm"], chip
     if "passphrase" in by_kind:
         way = sources.passphrase_keystore()
         if way is None:

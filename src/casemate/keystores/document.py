@@ -7,11 +7,16 @@ from typing import Final, Protocol
 
 from casemate.errors import NotFoundError
 from casemate.formats import keystore as document_format
-from casemate.formats.keystore import Document, KeyfileSlot, PassphraseSlot, RecoverySlot, Slot
+from casemate.formats.keystore import Document, KeyfileSlot, PassphraseSlot, RecoverySlot, Slot, TpmSlot
 from casemate.keystores.files import read_small
 
 FILE_NAME: Final = "keystore.json"
-_KINDS: Final[dict[type, str]] = {PassphraseSlot: "passphrase", KeyfileSlot: "keyfile", RecoverySlot: "recovery"}
+_KINDS: Final[dict[type, str]] = {
+    TpmSlot: "tpm",
+    PassphraseSlot: "passphrase",
+    KeyfileSlot: "keyfile",
+    RecoverySlot: "recovery",
+}
 
 
 class HomePlace(Protocol):
@@ -49,10 +54,10 @@ def read_document(home: HomePlace) -> Document:
 
 
 def slot_kind(slot: Slot) -> str:
-    """Return the tag of *slot*: passphrase, keyfile or recovery."""
+    """Return the tag of *slot*: tpm, passphrase, keyfile or recovery."""
     return _KINDS[type(slot)]
 
 
 def main_kind(document: Document) -> str:
-    """Return the main way in: passphrase or keyfile (a keystore reduced to its recovery code: recovery)."""
+    """Return the main way in: tpm, passphrase or keyfile (a keystore reduced to its recovery code: recovery)."""
     return next((slot_kind(slot) for slot in document.slots if not isinstance(slot, RecoverySlot)), "recovery")

@@ -8,8 +8,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from casemate.errors import NotFoundError, OperationError
+
+_MEMORY_SEALS: Final = 1 | 2 | 4 | 8
 
 
 def read_small(path: Path, limit: int, what: str) -> bytes:
@@ -105,3 +108,19 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def memory_file(name: str, *parts: bytes | memoryview) -> int:
+    """Return a sealed memory file that holds *parts* one after the other; the caller closes it.
+
+    Raises:
+        OperationError: there is no memory for it.
+
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    for part in parts:
+        if os.write(descriptor, part) != len(part):
+            os.close(descriptor)
+            raise OperationError(f"could not hand over the {name}")
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _MEMORY_SEALS)
+    return descriptor

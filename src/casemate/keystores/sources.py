@@ -7,7 +7,6 @@ the evidence for itself: an open file tells its owner and place, a sealed memory
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -16,18 +15,20 @@ from typing import Final
 
 from casemate.crypto.keystore import Assurance
 from casemate.crypto.secret import Secret
-from casemate.errors import NotAuthorisedError, OperationError
+from casemate.errors import NotAuthorisedError
+from casemate.formats.keystore import TpmSlot
 from casemate.keystores.document import HomePlace, main_kind, read_document
 from casemate.keystores.evidence import judge_stored_secret, path_of
+from casemate.keystores.files import memory_file
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
+from casemate.keystores.tpm import HandedTpmKeystore, TpmKeystore, hand_over
 
 PASSPHRASE_LIMIT: Final = 1024
 CREDENTIAL: Final = "casemate-passphrase"
 PASSPHRASE_MINIMUM: Final = 8  # a floor against accidents, not a measure of strength
 KEYFILE_HINT: Final = "set CASEMATE_KEYFILE to where it is, or use the recovery code"
 _TYPED: Final = Assurance("L1", ("the passphrase is typed, not stored",))
-_MEMORY_SEALS: Final = 1 | 2 | 4 | 8
 
 
 Ask = Callable[[bool], Secret | None]
@@ -46,14 +47,18 @@ class Sources:
         passphrase_descriptor: int | None = None,
         recovery: Secret | None = None,
         ask: Ask | None = None,
+        tpm: str = "",
+        tpm_descriptor: int | None = None,
     ) -> None:
-        """Look in *environ*, or at descriptors that were handed over; *ask* reaches a person."""
+        """Look in *environ*, or at descriptors that were handed over; *ask* reaches a person; *tpm* names a TPM."""
         self.home = home
         self.recovery = recovery
         self._environ = environ or {}
         self._keyfile_descriptor = keyfile_descriptor
         self._passphrase_descriptor = passphrase_descriptor
         self._ask = ask
+        self._tpm = tpm
+        self._tpm_descriptor = tpm_descriptor
         self._held: tuple[Secret, Assurance] | None = None  # typed, or read from something that can be read once
 
     def keyfile_keystore(self) -> KeyfileKeystore:
@@ -61,6 +66,12 @@ class Sources:
         if self._keyfile_descriptor is not None:
             return KeyfileKeystore(self.home, descriptor=self._keyfile_descriptor)
         return KeyfileKeystore(self.home, path=default_keyfile(self.home.id, self._environ))
+
+    def tpm_keystore(self) -> TpmKeystore | HandedTpmKeystore | None:
+        """Return the TPM's keystore; None when no TPM is named."""
+        if self._tpm_descriptor is not None:
+            return HandedTpmKeystore(self._tpm_descriptor)
+        return TpmKeystore(self.home, self._tpm) if self._tpm else None
 
     def passphrase_keystore(self, *, new: bool = False) -> PassphraseKeystore | None:
         """Read or ask for the passphrase; None when there is none to be had.
@@ -119,6 +130,8 @@ class Sources:
             raise only_recovery()
         if kind == "keyfile":
             return {"keyfile": self._open_keyfile()}
+        if kind == "tpm":
+            return {"tpm": self._open_tpm()}
         descriptor = None if self._held else self._open_passphrase()
         if descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode):
             return {"passphrase": descriptor}
@@ -127,7 +140,7 @@ class Sources:
         found = self._held or self._find_passphrase(new=False)
         if found is None:
             raise no_passphrase()
-        return {"passphrase": _memory_file(found[0])}
+        return {"passphrase": memory_file("passphrase", found[0].view())}
 
     def forget(self) -> None:
         """Wipe what was typed."""
@@ -143,6 +156,15 @@ class Sources:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise NotAuthorisedError(f"cannot read the key file {path}: {error.strerror}", hint=KEYFILE_HINT) from error
+
+    def _open_tpm(self) -> int:
+        """Have the TPM release the key here and now: the process that gets it has no way to a TPM."""
+        way = self.tpm_keystore()
+        if way is None:
+            raise no_tpm()
+        slot = next(slot for slot in read_document(self.home).slots if isinstance(slot, TpmSlot))
+        with way.recall(slot) as secret:
+            return hand_over(secret, way.assurance())
 
     def _open_passphrase(self) -> int | None:
         inherited = self._environ.get("CASEMATE_PASSPHRASE_FD", "")
@@ -174,16 +196,25 @@ class Sources:
 
 
 def from_environment(
-    home: HomePlace, environ: Mapping[str, str] = os.environ, *, ask: Ask | None = None, recovery: Secret | None = None
+    home: HomePlace,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    ask: Ask | None = None,
+    recovery: Secret | None = None,
+    tpm: str | None = None,
 ) -> Sources:
-    """Find the sources that the environment names."""
-    return Sources(home, environ=environ, ask=ask, recovery=recovery)
+    """Find the sources that the environment names; *tpm* is the setting `keystore.tpm` when its files were read."""
+    named = environ.get("CASEMATE_KEYSTORE_TPM", "") if tpm is None else tpm
+    return Sources(home, environ=environ, ask=ask, recovery=recovery, tpm=named)
 
 
 def from_handover(home: HomePlace, descriptors: Mapping[str, int]) -> Sources:
     """Take the descriptors that `Sources.descriptors` made in another process."""
     return Sources(
-        home, keyfile_descriptor=descriptors.get("keyfile"), passphrase_descriptor=descriptors.get("passphrase")
+        home,
+        keyfile_descriptor=descriptors.get("keyfile"),
+        passphrase_descriptor=descriptors.get("passphrase"),
+        tpm_descriptor=descriptors.get("tpm"),
     )
 
 
@@ -202,6 +233,14 @@ def only_recovery() -> NotAuthorisedError:
     return NotAuthorisedError(
         "this keystore came from a backup: only the recovery code opens it",
         hint="give it a new way in: `casemate keystore rotate --recovery --to passphrase`",
+    )
+
+
+def no_tpm() -> NotAuthorisedError:
+    """Return the refusal for a TPM that nobody named."""
+    return NotAuthorisedError(
+        "this keystore is opened by a TPM",
+        hint="set keystore.tpm to it, as in device:/dev/tpmrm0; or use the recovery code",
     )
 
 
@@ -263,11 +302,3 @@ def _read(descriptor: int, into: memoryview, offset: int) -> int:
         return os.preadv(descriptor, [into], offset)
     except OSError:  # ESPIPE
         return os.readv(descriptor, [into])
-
-
-def _memory_file(secret: Secret) -> int:
-    descriptor = os.memfd_create("passphrase", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    if os.write(descriptor, secret.view()) != len(secret):
-        raise OperationError("could not hand over the passphrase")
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _MEMORY_SEALS)
-    return descriptor

@@ -13,39 +13,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Annotated, Any, Final
-
-import msgspec
+from typing import Any, Final
 
 from casemate.crypto import tpm_policy
 from casemate.crypto.secret import Secret
 from casemate.errors import HostError, NotAuthorisedError, NotFoundError, OperationError
+from casemate.formats.keystore import Approval, Sealed
 
 COUNTER: Final = 0x01800100
 """Where the counter lives unless told otherwise: the owner's range, clear of systemd's (0x01D10200)."""
 _KINDS: Final = ("device", "swtpm", "mssim", "tabrmd")
 _TRANSIENT: Final = 0x80000000
 _COUNTER_BYTES: Final = 8
+_SOFTWARE_VENDORS: Final = (b"SW", b"xCG")  # swtpm, and Microsoft's simulator
 _ATTESTATION_KEY: Final = "ecc256:ecdsa-sha256:null"
 _SEALED_TEXT: Final = "keyedhash"
-
-Blob = Annotated[bytes, msgspec.Meta(max_length=1024)]
-
-
-class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A secret as this TPM keeps it for us: useless elsewhere. *parent* is the Name of the storage key above it."""
-
-    parent: Blob
-    public: Blob
-    private: Blob
-
-
-class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Leave to open under one policy: these *pcrs*, and a counter of at most *limit*; signed by the approver."""
-
-    pcrs: dict[int, Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]]
-    limit: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-    signature: Blob  # TPMT_SIGNATURE
 
 
 class Tpm:
@@ -98,6 +80,15 @@ class Tpm:
                     raise NotAuthorisedError(
                         "the credential does not open with this TPM", hint="enrol again from this device"
                     ) from error
+
+    @property
+    def is_software(self) -> bool:
+        """Whether the TPM says that it is a program: its state is a file that can be copied and put back."""
+        t = self._t
+        with _said("say what it is", t):
+            _, found = self._e.get_capability(t.TPM2_CAP.TPM_PROPERTIES, t.TPM2_PT_VENDOR.STRING_1, 4)
+        vendor = b"".join(int(row.value).to_bytes(4, "big") for row in found.data.tpmProperties)
+        return vendor.startswith(_SOFTWARE_VENDORS)
 
     # -- measurements --------------------------------------------------------------------------------------------
 

@@ -38,7 +38,9 @@ class UnlockedKeystore:
     @property
     def story(self) -> str:
         """Return one line for whoever just made it."""
-        spoken = {"keyfile": "a key file", "passphrase": "a passphrase"}.get(self.opened_by, self.opened_by)
+        spoken = {"keyfile": "a key file", "passphrase": "a passphrase", "tpm": "the TPM"}.get(
+            self.opened_by, self.opened_by
+        )
         return f"made a keystore opened by {spoken}; assurance {self.assurance.level}: {self.assurance.reasons[0]}"
 
     def key_for(self, name: str) -> Secret | None:

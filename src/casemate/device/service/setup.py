@@ -50,7 +50,7 @@ def _prepare(home: Home, settings: Settings) -> Facts:
     migrate.bring_forward(home)
     home.create()
     with home.lock():
-        sources = keystores.from_environment(home)
+        sources = keystores.from_environment(home, tpm="")
         if not keystores.exists(home.keystore):
             keystores.create(home, sources).wipe()
         startup.default_app(home, show_key=lambda _key: False, say=lambda _text: None)
