@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from casemate.errors import BusyError, NotAuthorisedError, UsageError
-from casemate.fleet.people import accounts, passkeys, roles, sessions
-from casemate.fleet.people.passkeys import RelyingParty
-from casemate.fleet.people.roles import PERMISSIONS, Permission, Role
+from casemate.fleet.accounts import passkeys, people, roles, sessions
+from casemate.fleet.accounts.passkeys import RelyingParty
+from casemate.fleet.accounts.roles import PERMISSIONS, Permission, Role
 from casemate.fleet.store import schema, tables
 from casemate.fleet.store.database import Store, sqlite_url
 from support.passkey import Authenticator
@@ -56,15 +56,15 @@ def run(tmp_path, migrated):
 
 def join(run, name="Ada", role=Role.OWNER, key=None, now=NOW):
     key = key or Authenticator(PARTY.origin)
-    token = run(accounts.invite, name, role, now)
-    begun = run(accounts.begin_joining, PARTY, token, now)
-    _, cookie = run(accounts.finish_joining, PARTY, begun.handle, key.create(begun.options), now)
+    token = run(people.invite, name, role, now)
+    begun = run(people.begin_joining, PARTY, token, now)
+    _, cookie = run(people.finish_joining, PARTY, begun.handle, key.create(begun.options), now)
     return key, run(sessions.find, cookie, now), cookie
 
 
 def login(run, key, now=NOW, **changed):
-    begun = run(accounts.begin_login, PARTY, now)
-    return run(accounts.finish_login, PARTY, begun.handle, key.get(begun.options, **changed), now)
+    begun = run(people.begin_login, PARTY, now)
+    return run(people.finish_login, PARTY, begun.handle, key.get(begun.options, **changed), now)
 
 
 def test_an_invitation_becomes_a_person_once(run):
@@ -76,20 +76,20 @@ def test_an_invitation_becomes_a_person_once(run):
 
 
 def test_an_invitation_serves_one_person_even_when_two_began(run):
-    token = run(accounts.invite, "Ada", Role.OWNER, NOW)
-    first, second = (run(accounts.begin_joining, PARTY, token, NOW) for _ in range(2))
-    run(accounts.finish_joining, PARTY, first.handle, Authenticator(PARTY.origin).create(first.options), NOW)
+    token = run(people.invite, "Ada", Role.OWNER, NOW)
+    first, second = (run(people.begin_joining, PARTY, token, NOW) for _ in range(2))
+    run(people.finish_joining, PARTY, first.handle, Authenticator(PARTY.origin).create(first.options), NOW)
     with pytest.raises(NotAuthorisedError, match="used"):
-        run(accounts.finish_joining, PARTY, second.handle, Authenticator(PARTY.origin).create(second.options), NOW)
+        run(people.finish_joining, PARTY, second.handle, Authenticator(PARTY.origin).create(second.options), NOW)
     with pytest.raises(NotAuthorisedError, match="used"):
-        run(accounts.begin_joining, PARTY, token, NOW)
+        run(people.begin_joining, PARTY, token, NOW)
 
 
 def test_an_old_or_invented_invitation_opens_nothing(run):
-    token = run(accounts.invite, "Ada", Role.OWNER, NOW)
-    for wrong, when in ((token, NOW + accounts.INVITATION + 1), ("invented", NOW), ("", NOW), ("\ud800", NOW)):
+    token = run(people.invite, "Ada", Role.OWNER, NOW)
+    for wrong, when in ((token, NOW + people.INVITATION + 1), ("invented", NOW), ("", NOW), ("\ud800", NOW)):
         with pytest.raises(NotAuthorisedError):
-            run(accounts.invited, wrong, when)
+            run(people.invited, wrong, when)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_a_passkey_that_did_not_verify_its_person_is_refused(run):
 
 def test_a_login_cannot_be_replayed(run):
     key, _, _ = join(run)
-    begun = run(accounts.begin_login, PARTY, NOW)
+    begun = run(people.begin_login, PARTY, NOW)
     answer = key.get(begun.options)
-    run(accounts.finish_login, PARTY, begun.handle, answer, NOW)
+    run(people.finish_login, PARTY, begun.handle, answer, NOW)
     with pytest.raises(NotAuthorisedError, match="already"):
-        run(accounts.finish_login, PARTY, begun.handle, answer, NOW)
+        run(people.finish_login, PARTY, begun.handle, answer, NOW)
 
 
 def test_a_copied_passkey_shows_by_its_counter(run):
@@ -130,20 +130,20 @@ def test_a_copied_passkey_shows_by_its_counter(run):
 
 def test_ceremonies_end_and_are_for_one_purpose(run):
     key, person, _ = join(run)
-    begun = run(accounts.begin_login, PARTY, NOW)
+    begun = run(people.begin_login, PARTY, NOW)
     with pytest.raises(NotAuthorisedError):
-        run(accounts.finish_proof, PARTY, person, handle=begun.handle, answer=key.get(begun.options), now=NOW)
-    late = run(accounts.begin_login, PARTY, NOW)
+        run(people.finish_proof, PARTY, person, handle=begun.handle, answer=key.get(begun.options), now=NOW)
+    late = run(people.begin_login, PARTY, NOW)
     with pytest.raises(NotAuthorisedError, match="too long"):
-        run(accounts.finish_login, PARTY, late.handle, key.get(late.options), NOW + passkeys.TIME + 1)
+        run(people.finish_login, PARTY, late.handle, key.get(late.options), NOW + passkeys.TIME + 1)
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"id":3}', b"[" * 9000, b"{" + b" " * 40_000, b"\xff"])
 def test_what_is_no_answer_is_refused(run, answer):
     join(run)
-    begun = run(accounts.begin_login, PARTY, NOW)
+    begun = run(people.begin_login, PARTY, NOW)
     with pytest.raises(NotAuthorisedError):
-        run(accounts.finish_login, PARTY, begun.handle, answer, NOW)
+        run(people.finish_login, PARTY, begun.handle, answer, NOW)
 
 
 def test_a_session_ends_when_idle_old_or_signed_out(run):
@@ -172,12 +172,12 @@ def test_only_the_digest_of_a_session_is_stored(run):
 def test_a_proof_is_by_ones_own_passkey_and_ages(run):
     key, person, cookie = join(run)
     other, _, _ = join(run, "Grace")
-    begun = run(accounts.begin_proof, PARTY, person, NOW + 600)
+    begun = run(people.begin_proof, PARTY, person, NOW + 600)
     with pytest.raises(NotAuthorisedError, match="another"):
-        run(accounts.finish_proof, PARTY, person, handle=begun.handle, answer=other.get(begun.options), now=NOW + 600)
+        run(people.finish_proof, PARTY, person, handle=begun.handle, answer=other.get(begun.options), now=NOW + 600)
     assert not run(sessions.find, cookie, NOW + 600).has_proved(NOW + 600)
-    begun = run(accounts.begin_proof, PARTY, person, NOW + 600)
-    run(accounts.finish_proof, PARTY, person, handle=begun.handle, answer=key.get(begun.options), now=NOW + 600)
+    begun = run(people.begin_proof, PARTY, person, NOW + 600)
+    run(people.finish_proof, PARTY, person, handle=begun.handle, answer=key.get(begun.options), now=NOW + 600)
     assert run(sessions.find, cookie, NOW + 600).has_proved(NOW + 600)
     assert not run(sessions.find, cookie, NOW + 600).has_proved(NOW + 600 + sessions.PROOF + 1)
 
@@ -186,17 +186,17 @@ def test_another_passkey_is_added_by_its_person_only_and_belongs_to_one(run):
     key, ada, _ = join(run)
     _, grace, _ = join(run, "Grace")
     second = Authenticator(PARTY.origin)
-    begun = run(accounts.begin_adding, PARTY, ada, NOW)
+    begun = run(people.begin_adding, PARTY, ada, NOW)
     made = second.create(begun.options)
     with pytest.raises(NotAuthorisedError, match="somebody else"):
-        run(accounts.finish_adding, PARTY, grace, handle=begun.handle, answer=made, name="stolen", now=NOW)
-    begun = run(accounts.begin_adding, PARTY, ada, NOW)
-    run(accounts.finish_adding, PARTY, ada, handle=begun.handle, answer=second.create(begun.options), name="", now=NOW)
+        run(people.finish_adding, PARTY, grace, handle=begun.handle, answer=made, name="stolen", now=NOW)
+    begun = run(people.begin_adding, PARTY, ada, NOW)
+    run(people.finish_adding, PARTY, ada, handle=begun.handle, answer=second.create(begun.options), name="", now=NOW)
     assert login(run, second)[0] == "Ada"
-    begun = run(accounts.begin_adding, PARTY, grace, NOW)
+    begun = run(people.begin_adding, PARTY, grace, NOW)
     with pytest.raises(BusyError):
         run(
-            accounts.finish_adding,
+            people.finish_adding,
             PARTY,
             grace,
             handle=begun.handle,
@@ -219,12 +219,12 @@ def test_a_new_invitation_for_a_known_person_ends_what_they_had(run):
 def test_who_is_disabled_is_out_at_once_and_the_last_owner_stays(run):
     key, _, _ = join(run)
     with pytest.raises(BusyError, match="last owner"):
-        run(accounts.disable, "Ada")
+        run(people.disable, "Ada")
     _, _, cookie = join(run, "Grace", Role.OPERATOR)
-    run(accounts.disable, "Grace")
+    run(people.disable, "Grace")
     assert run(sessions.find, cookie, NOW) is None
     join(run, "Lin", Role.OWNER)
-    run(accounts.disable, "Ada")
+    run(people.disable, "Ada")
     with pytest.raises(NotAuthorisedError):
         login(run, key)
 
@@ -232,7 +232,7 @@ def test_who_is_disabled_is_out_at_once_and_the_last_owner_stays(run):
 @pytest.mark.parametrize("name", ["", " ", "x" * 65, "a\x1bb", "a\u202eb"])
 def test_a_name_that_would_fool_a_reader_is_refused(name):
     with pytest.raises(UsageError):
-        accounts.parse_person(name)
+        people.parse_person(name)
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, UsageError
-from casemate.fleet.people import passkeys, sessions
-from casemate.fleet.people.passkeys import Passkey, RelyingParty
-from casemate.fleet.people.roles import Role
-from casemate.fleet.people.sessions import Person
+from casemate.fleet.accounts import passkeys, sessions
+from casemate.fleet.accounts.passkeys import Passkey, RelyingParty
+from casemate.fleet.accounts.roles import Role
+from casemate.fleet.accounts.sessions import Person
 from casemate.fleet.store import tables
 
 INVITATION: Final = 24 * 3600.0
