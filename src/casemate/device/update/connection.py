@@ -5,12 +5,13 @@ A pinned key replaces the authorities: TLS proves that the server holds it, what
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 import urllib3
@@ -19,6 +20,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from casemate.crypto import x509
 from casemate.errors import UntrustedDataError
+
+_STEP: Final = 0.05  # seconds
 
 
 class Watchdog:
@@ -31,11 +34,22 @@ class Watchdog:
         self._monotonic = monotonic
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._paused = False
         self.fired = False
 
     def allow(self, seconds: float) -> None:
         """Move the deadline."""
         self._deadline += seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Do not count the time until the context ends: it is our own."""
+        begun, self._paused = self._monotonic(), True
+        try:
+            yield
+        finally:
+            self._deadline += self._monotonic() - begun
+            self._paused = False
 
     def __enter__(self) -> Self:
         """Begin to watch."""
@@ -48,8 +62,8 @@ class Watchdog:
         self._thread.join()
 
     def _run(self) -> None:
-        while (rest := self._deadline - self._monotonic()) > 0:
-            if self._done.wait(rest):
+        while (rest := self._deadline - self._monotonic()) > 0 or self._paused:
+            if self._done.wait(max(rest, _STEP)):
                 return
         self.fired = True
         self._abort()
@@ -74,6 +88,7 @@ def pools(pin: str, proxy: str, watch: Callable[[socket.socket | None], None]) -
             super().connect()
             if pin:
                 _require_pin(self, pin)
+                self.is_verified = True
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -29,7 +29,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader
 from casemate.device.update import pace
 from casemate.device.update.connection import Watchdog, pools
 from casemate.device.update.source import CHUNKS, Taken, ignore
-from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError, UsageError
+from casemate.errors import NotFoundError, OperationError, UntrustedDataError, UsageError
 
 URL_LIMIT: Final = 1024
 _PIECE: Final = 64 * 1024
@@ -185,18 +185,12 @@ class Transport:
                         if len(held) > limit:
                             raise _too_large(path, limit)
                         watchdog.allow(len(piece) / bounds.least_rate)
-                        begun = self._monotonic()
-                        taken(len(piece))
-                        watchdog.allow(self._monotonic() - begun)
+                        with watchdog.pause():
+                            taken(len(piece))
+                    if watchdog.fired:
+                        raise _Again("the server is too slow")
             except (HTTPError, OSError, ValueError) as error:
-                self._drop()
                 raise _translated(error, slow=watchdog.fired) from error
-            except CasemateError:
-                self._drop()
-                raise
-            if watchdog.fired:
-                self._drop()
-                raise _Again("the server is too slow")
         return bytes(held)
 
     @contextlib.contextmanager
@@ -212,8 +206,12 @@ class Transport:
             redirect=False,
             retries=False,
         )
-        _judge(path, response, have)
-        yield response
+        try:
+            _judge(path, response, have)
+            yield response
+        except BaseException:
+            response.close()  # what is still to come belongs to a request that failed
+            raise
         response.release_conn()
 
     def _watch(self, connected: socket.socket | None) -> None:
@@ -226,10 +224,6 @@ class Transport:
         if self._socket is not None:
             with contextlib.suppress(OSError):  # it is closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _drop(self) -> None:
-        """Forget the connection: what is still to come on it belongs to a request that failed."""
-        self._pools.clear()
 
 
 class _Again(Exception):  # noqa: N818 - a way of control, never seen outside
