@@ -29,7 +29,8 @@ _LONGEST_TIME: Final = 32
 _NEAR_TIME: Final = 3
 _TIME = re.compile(
     r"(?:(?:18|19|20)\d\d[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.](?:18|19|20)\d\d)"
-    r"(?:T?\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?Z?)?(?![\d./:\-\w])|\d\d?:\d\d(?::\d\d)?(?:\.\d{1,9})?(?![\d./:\-\w])"
+    r"(?:T?\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?Z?)?(?![\d./:\-\w])"
+    r"|(?:18|19|20)\d\d[-/](?:(?:18|19|20)\d\d|\d\d)(?![\d./:\-\w])|0\.\d{3,}(?![\d./:\-\w])|\d\d?:\d\d(?::\d\d)?(?:\.\d{1,9})?(?![\d./:\-\w])"
 )
 
 
@@ -125,6 +126,7 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
     roles = {evidence[which].role for _end, which in matches}
     dates = dates or Role.BIRTH in roles
     places: set[tuple[int, int]] = set()
+    names = False
     for end, which in matches:
         _pattern, _caseless, then, role, then_reach = evidence[which]
         if role is Role.BIRTH or (role is Role.DATE and not dates):
@@ -134,9 +136,11 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
         reach = AFTER if role in _ANNOUNCING else -1
         if then is None:
             places.add((end - 1, end + reach))
-        else:
-            places.update((at - 1, at + reach) for at in _following(then, text, end - 1, end + then_reach))
-    return Survey(sorted(places), Role.NAME in roles)
+            continue
+        following = [(at - 1, at + reach) for at in _following(then, text, end - 1, end + then_reach)]
+        places.update(following)
+        names = names or (bool(following) and role is Role.NAME)
+    return Survey(sorted(places), names)
 
 
 def _following(then: re.Pattern[str], text: str, start: int, end: int) -> Iterator[int]:
@@ -149,7 +153,7 @@ def _following(then: re.Pattern[str], text: str, start: int, end: int) -> Iterat
 
 
 def _is_time(text: str, end: int) -> bool:
-    """Return whether the digits up to *end* belong to a date or a time of day and to nothing longer."""
+    """Return whether the digits up to *end* are a date, a time of day, two years or a fraction, and nothing longer."""
     start = end
     while start > 0 and text[start - 1] in _TIME_SIGNS and end - start < _LONGEST_TIME:
         start -= 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|([nrtbf"\\/]))')
-_SPECIAL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\\]")
+_SPECIAL = re.compile(r"[^\n\x20-\x5b\x5d-\x7e]")
 _OPEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _ESCAPED: Final = {"n": "\n", "r": "\n", "t": " ", "b": "", "f": " ", '"': '"', "\\": "\\", "/": "/"}
 _GONE_CATEGORIES: Final = frozenset({"Cf", "Cc", "Mn", "Me"})
@@ -100,10 +100,11 @@ class View:
 
 def fold(text: str) -> View:
     """Return the folded view of *text*, which must not end inside an escape (see `open_escape`)."""
-    if text.isascii() and _SPECIAL.search(text) is None:
+    special = set(_SPECIAL.findall(text))
+    if not special:
         return View(text)
-    changing = [character for character in set(text) if _TABLE[ord(character)] != character]
-    uneven = _TABLE.uneven.intersection(text)
+    changing = [character for character in special if _TABLE[ord(character)] != character]
+    uneven = _TABLE.uneven & special
     if uneven:
         return _fold_uneven(text, uneven)
     if len(changing) > _FEW:

@@ -45,6 +45,8 @@ _DECIMAL_REACH: Final = 20
 _PREFIX: Final = 4
 _MONTH_START: Final = 3
 _LONGEST_WORD: Final = 10
+_EXTENSION = re.compile(r"(?:x|ext\.?|#)\d")
+_EXTENSION_STARTS: Final = frozenset({"x", "#", "e", "ex", "ext", "ext."})
 _OPENING: Final = "\"'<([{"
 _CLOSING: Final = "\"'>)]},;:!?"
 _ENDS: Final = frozenset('!?;"')
@@ -166,6 +168,8 @@ def _joined(text: str, start: int, end: int, right: int, context: str, *, final:
     word = ahead.split(None, 1)[0]
     if before.isdigit() and len(word) == 1 and word.isupper():
         return True if complete else None
+    if before.isdigit() and after in "xeXE#":
+        return _joins_extension(word.lower(), complete=complete)
     return _joins_word(text, start, end, word.lower(), complete=complete)
 
 
@@ -257,6 +261,13 @@ def _joins_letter(last: str, word: str, *, complete: bool) -> bool | None:
 
 def _is_spelled(word: str) -> bool:
     return len(word) == 1 and (word.isalnum() or word in "@.-_+")
+
+
+def _joins_extension(word: str, *, complete: bool) -> bool | None:
+    """Join the extension after a telephone number: `x23`, `ext.23`, `#23`."""
+    if _EXTENSION.match(word):
+        return True
+    return None if not complete and word in _EXTENSION_STARTS else False
 
 
 def _joins_marker(last: str, word: str, *, complete: bool) -> bool | None:

@@ -19,6 +19,7 @@ from casemate.guard.entities.words import word_set
 NAME_REACH: Final = 72
 GENERIC: Final = 500
 _OPERATOR_REACH: Final = 8
+_GAP: Final = 5
 _ADJACENT_REACH: Final = 24
 _ADJACENT_LEAST: Final = 12
 _ADJACENT_KEY_LEAST: Final = 16
@@ -31,10 +32,15 @@ _PASSWORD_LEAST: Final = 4
 _SPOKEN_LEAST: Final = 5
 _PASSWORD_MOST: Final = 128
 _SHORTEST: Final = 3
+_MIXED_LEAST: Final = 8
+_IS: Final = ("is", "was", "are", "lautet", "ist", "est", "es", "\u00e8")
+# Every alternative begins with a plain character, which lets `re` skip to it.
 _OPERATOR = re.compile(
-    r"[\"'\])]{0,2}[ \t]{0,3}(?:[:=]{1,3}>?|\?=|->|(?<![A-Za-z])(?:is|was|are|lautet|ist|est|es|\u00e8)(?![A-Za-z]))"
-    r"[ \t]{0,3}(\"\"|[\"'`]?)"
+    r"(?::[:=]{0,2}>?|=[:=]{0,2}>?|\?=|->|"
+    + "|".join(rf"{word}(?<![A-Za-z]{word})(?![A-Za-z])" for word in _IS)
+    + r")[ \t]{0,3}(\"\"|[\"'`]?)"
 )
+_BEFORE_OPERATOR = re.compile(r"[\"'\])]{0,2}[ \t]{0,3}\Z")
 _QUOTED: Final = {
     '"': re.compile(r'[^"\n]{3,512}'),
     '""': re.compile(r'[^"\s]{3,512}(?="")'),
@@ -108,11 +114,14 @@ def find_assigned(window: Window) -> Iterator[Found]:
     would take an attacker's time.
     """
     text, base = window.text, window.base
-    telling = _telling_words(text, max(0, base - NAME_REACH))
+    operators = [*_OPERATOR.finditer(text, max(0, base - _OPERATOR_REACH))]
+    if not operators or operators[-1].end() < base:
+        return
+    telling = _telling_words(text, max(0, base - NAME_REACH - _OPERATOR_REACH))
     if not telling:
         return
     seen = 0
-    for operator in _OPERATOR.finditer(text, max(0, base - _OPERATOR_REACH)):
+    for operator in operators:
         nearest = bisect_left(telling, operator.start()) - 1
         if nearest >= 0 and operator.start() - telling[nearest] <= NAME_REACH:
             seen += 1
@@ -127,13 +136,15 @@ def find_assigned(window: Window) -> Iterator[Found]:
 
 def _telling_words(text: str, start: int) -> list[int]:
     """Return where words that speak of secrets begin in *text* from *start* on."""
-    return [word.start() for word in _WORD.finditer(text, start) if _is_telling(word[0])]
+    return [
+        word.start()
+        for word in _WORD.finditer(text, start)
+        if word[0] in _TELLING or (not word[0].islower() and _is_telling(word[0]))
+    ]
 
 
 def _is_telling(word: str) -> bool:
-    """Return whether *word*, or a part of a name in camel case, speaks of secrets; `mDp` in random text does not."""
-    if word.islower():
-        return word in _TELLING
+    """Return whether a word with capitals, or a part of one, speaks of secrets; `mDp` in random text does not."""
     return any(
         part.lower() in _TELLING and (part[1:].islower() or part.isupper()) for part in (word, *_CAMEL.split(word))
     )
@@ -154,7 +165,10 @@ def find_adjacent(window: Window) -> Iterator[Found]:
 def _assigned_value(text: str, base: int, operator: re.Match[str]) -> Found | None:
     if operator.end() < base:
         return None
-    before = text[max(0, operator.start() - NAME_REACH) : operator.start()]
+    end = operator.start()
+    gap = _BEFORE_OPERATOR.search(text, max(0, end - _GAP), end)
+    end = gap.start() if gap else end
+    before = text[max(0, end - NAME_REACH) : end]
     quote = operator[1]
     value = (_QUOTED[quote] if quote else _BARE).match(text, operator.end())
     if value is None:
@@ -226,7 +240,8 @@ def _is_password(words: list[str], value: str, *, quoted: bool, spoken: bool) ->
         return False
     if value.isdigit() or not is_words(value.rstrip("!?") if spoken else value):
         return True
-    return quoted or not (spoken or value[0].isupper())
+    made = len(value) >= _MIXED_LEAST and any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
+    return quoted or made or not (spoken or value[0].isupper())
 
 
 def is_password_text(value: str) -> bool:

@@ -45,24 +45,32 @@ _CODE = re.compile(
 )
 _JWK = re.compile(r"\"d\"[ ]?:[ ]?\"([A-Za-z0-9_\-]{40,700})\"")
 _NEAR: Final = 32
+_WIDE: Final = 144
+_LOGINS: Final = ("login", "log in", "sign in", "logon", "cred", "account")
+_USERS: Final = ("admin", "root", "user", "guest", "sa", "postgres", "ubuntu", "pi")
 
 
 class Row(NamedTuple):
-    """A way to write a secret: a sign that is cheap to look for, the pattern (its group is the secret), the check."""
+    """A way to write a secret: signs that are cheap to look for, the pattern (its group is the secret), the check.
+
+    `sign` is near the secret, one of `words` (if there are any) within the pattern's reach; both in lower case.
+    """
 
     kind: str
     sign: str
     pattern: re.Pattern[str]
     reach: int
     check: Callable[[str], bool]
+    words: tuple[str, ...] = ()
 
 
 def find_in_commands(window: Window) -> Iterator[Found]:
     """Find the secrets of the table."""
     text, base = window.text, window.base
     near = text[max(0, base - _NEAR) :].lower()
+    wide = text[max(0, base - _WIDE) :].lower()
     for row in ROWS:
-        if row.sign not in near:
+        if row.sign not in near or (row.words and not any(word in wide for word in row.words)):
             continue
         for match in row.pattern.finditer(text, max(0, base - row.reach)):
             if match.start(1) >= base and row.check(match[1]):
@@ -108,14 +116,14 @@ def _is_code_number(value: str) -> bool:
 ROWS: Final = (
     Row("basic-auth", "basic", _BASIC, 24, _is_login),
     Row("bearer-token", "bearer", _BEARER, 24, _is_bearer),
-    Row("password", "-", _FLAG, 128, is_password_text),
-    Row("curl-auth-user", "-", _CURL_USER, 140, is_password_text),
-    Row("password", "-", _LONG_FLAG, 32, is_password_text),
+    Row("password", "-", _FLAG, 128, is_password_text, (" -p", " -a ", " -w ")),
+    Row("curl-auth-user", "-", _CURL_USER, 140, is_password_text, ("curl", "wget", "http")),
+    Row("password", "-", _LONG_FLAG, 32, is_password_text, ("-pass", "-token", "-secret", "-api")),
     Row("password", "net user", _NET_USER, 80, _is_strong_with_digit),
     Row("password", "</", _TAG, 64, is_password_text),
-    Row("generic-api-key", "(", _CALL, 64, _is_given),
-    Row("password", "/", _PAIR, 100, _is_strong),
-    Row("password", ":", _PAIR, 24, _is_strong),
+    Row("generic-api-key", "(", _CALL, 64, _is_given, ("('", '("')),
+    Row("password", "/", _PAIR, 100, _is_strong, (*_LOGINS, *(f"{user}/" for user in _USERS))),
+    Row("password", ":", _PAIR, 24, _is_strong, tuple(f"{user}:" for user in _USERS)),
     Row("pin", "otp", _CODE, 16, _is_code_number),
     Row("pin", "pin", _CODE, 16, _is_code_number),
     Row("pin", "passcode", _CODE, 16, _is_code_number),

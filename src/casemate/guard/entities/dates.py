@@ -21,6 +21,7 @@ _WORDED = re.compile(
     r"|\d{4}[\u5e74\ub144] ?\d{1,2}[\u6708\uc6d4] ?\d{1,2}[\u65e5\uc77c])(?!\w*\d)",
     re.IGNORECASE,
 )
+_YEARS = re.compile(r"(?:18|19|20)\d\d[\-/](?:(?:18|19|20)\d\d|\d\d)")
 _FULL_YEAR: Final = 4
 _BIRTH_REACH: Final = 48
 
@@ -29,13 +30,21 @@ def find_dates(window: Window) -> Iterator[Found]:
     """Find dates: `DATE_OF_BIRTH` after a word for birth, else `DATE_TIME`."""
     if window.digits < 4:  # noqa: PLR2004 - 1/2/99
         return
+    segment = window.segment
     for match in window.matches(_NUMERIC):
         near = window.near(match.start(), "birth")
         full = _FULL_YEAR in (len(match[1]), len(match[4]))
         if _numeric(match[1], match[3], match[4]) and (full or near is not None):
             yield _found(match, near)
-    for match in window.matches(_WORDED):
-        yield _found(match, window.near(match.start(), "birth"))
+    if not segment.isascii() or segment.lower() != segment.upper():
+        for match in window.matches(_WORDED):
+            yield _found(match, window.near(match.start(), "birth"))
+    if window.speaks_of("birth"):
+        yield from _birth_dates(window)
+
+
+def _birth_dates(window: Window) -> Iterator[Found]:
+    """Find what is a date only because somebody speaks of a birth."""
     for match in window.matches(_SPACED):
         near = window.near(match.start(), "birth")
         if near is not None and _numeric(*match.groups()):
@@ -44,6 +53,11 @@ def find_dates(window: Window) -> Iterator[Found]:
         near = window.near(match.start(), "birth")
         if near is not None and is_date(int(match[0][:4]), int(match[0][4:6]), int(match[0][6:])):
             yield _found(match, near)
+
+
+def looks_like_years(text: str) -> bool:
+    """Return whether all of *text* is two years: `2016-2017`, `2016/17`."""
+    return _YEARS.fullmatch(text) is not None
 
 
 def looks_like_date(text: str) -> bool:

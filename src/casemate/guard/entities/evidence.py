@@ -22,6 +22,7 @@ _LOOK: Final = 12
 _FIRST_CLASS = re.compile(r"(\[[^\]]+\]|\\w)\{(\d+)")
 _NAME_REACH: Final = 96
 _CODE_REACH: Final = 40
+_CAPITAL_REACH: Final = 4
 _PHRASE_REACH: Final = 400
 _HIGH: Final = r"[^\x00-\x7f]"
 _SAYS_ABROAD: Final = (
@@ -29,10 +30,15 @@ _SAYS_ABROAD: Final = (
     "\u043f\u0430\u0440\u043e\u043b\u044c|\u041f\u0430\u0440\u043e\u043b\u044c|\u041f\u0410\u0420\u041e\u041b\u042c|"
     "\u03ba\u03c9\u03b4\u03b9\u03ba|\u039a\u03c9\u03b4\u03b9\u03ba|\u039a\u03a9\u0394\u0399\u039a)"
 )
-_SHORT: Final = word_set("id client account pk sk sig pin otp cvv cvc tan totp sas jwt dsn api psk wpa mdp")
+_SHORT: Final = word_set(
+    """
+    id client account pk sk sig pin otp cvv cvc tan totp sas jwt dsn api psk wpa mdp key pass passe sshpass auth access
+    session
+    """
+)
 _SAYS_SECRET: Final = (
-    "(?:pass|pwd|secret|token|key|cred|auth|session|cookie|seed|xoxo|bearer|webhook|licen|privat|signa|signi|encrypt|"
-    "access|kennwort|contrase|clave|palavra|senha|wachtwoord|salasana|parola|heslo|haslo|adgangskode|jelsz|"
+    "(?:passw|passph|passc|passord|pwd|secret|token|apikey|masterkey|accountkey|accesskey|cred|authori|cookie|seed|xoxo|"
+    "bearer|webhook|licen|privat|signa|signi|encrypt|kennwort|contrase|clave|palavra|senha|wachtwoord|salasana|parola|heslo|haslo|adgangskode|jelsz|"
     f"connectionstring|administrator|{_SAYS_ABROAD})"
 )
 _ASSIGNS: Final = re.compile(
@@ -43,6 +49,7 @@ _NUMBER: Final = re.compile(r"\d\w?")
 _DECIMAL: Final = re.compile(r"\d\.\d{3}")
 _NINE: Final = re.compile(r"[A-Z0-9]{9}")
 _HEALTH_NUMBER: Final = re.compile(r"\d[A-Z]")
+_CAPITAL: Final = re.compile(r"[^\W\d_a-z]")
 _PHRASE: Final = re.compile(r"[A-Za-z]{3,8}(?:[\s,;|\-\"'0-9.:)(]{1,8}[A-Za-z]{3,8}){11}")
 
 
@@ -203,7 +210,9 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
         r"\b(?:mr|mrs|ms|miss|mx|dr|prof|sir|madam|herr|frau|monsieur|madame|mme|mlle|sra|sr|srta|signor|signora|sig|dott|"
         rf"pan|pani|rev|capt|sgt|lt|col|se{_HIGH}{{1,2}}ora?|do{_HIGH}{{1,2}}a)\.?\s",
         caseless=True,
+        then=_CAPITAL,
         role=Role.NAME,
+        reach=_CAPITAL_REACH,
     ),
     Evidence(
         r"(?:name is|name's|i am called|i'm called|call me|this is|regards,|sincerely,|truly,|cheers,|dear|attn:?|c/o"
@@ -212,7 +221,9 @@ EVIDENCE: Final[tuple[Evidence, ...]] = (
         r"|nimeni on"
         rf"|holder:?|patient:|(?:name|nom|nome|naam|namn|nimi|nombre|pr{_HIGH}{{1,2}}nom) ?[:=])\s",
         caseless=True,
+        then=_CAPITAL,
         role=Role.NAME,
+        reach=_CAPITAL_REACH,
     ),
     # Links of an answer
     Evidence(

@@ -39,7 +39,7 @@ _WORDS: Final[dict[str, str]] = {
         celular cellulare llame llamar llama ligue ligar appelez appeler chiama chiamare mobiel mobiele gsm bel
         bellen puh puhelin puhelinnumero soita telefonu zadzwoń komórka tlf telefonnúmero \u0442\u0435\u043b
         \u0442\u0435\u043b\u0435\u0444\u043e\u043d \u0437\u0432\u043e\u043d\u0438\u0442\u0435 text message
-        registered extension ext nummerprova ringa
+        registered extension ext nummerprova ringa contact contacts
     """,
     "ssn": "ssn social socialsecurity itin taxpayer",
     "npi": "npi provider prescriber",

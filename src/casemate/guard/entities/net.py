@@ -52,7 +52,12 @@ _TLDS: Final = word_set(
     yt za zm zone zw
     """
 )
-_IPV4 = re.compile(r"(?<![\w.\-])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w\-]|\.\d)")
+_OCTET: Final = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_IPV4 = re.compile(
+    rf"(?<![\w.\-])(?:{_OCTET}(?:\.|[\[(](?:\.|dot)[\])])){{3}}{_OCTET}(?![\w\-]|\.\d)",
+    re.IGNORECASE,
+)
+_DEFANGED = re.compile(r"[\[(](?:\.|dot)[\])]", re.IGNORECASE)
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{1,4})?(?![\w:])")
 _MAC = re.compile(
     r"(?<![\w:\-])(?:[0-9A-Fa-f]{2}([:\-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}|(?:[0-9A-Fa-f]{4}\.){2}[0-9A-Fa-f]{4})(?![\w:\-])"
@@ -150,11 +155,14 @@ def find_url_password(window: Window) -> Iterator[Found]:
 
 def _is_ipv4(window: Window, match: re.Match[str]) -> bool:
     """Tell an address from a version: small numbers need a word that says address."""
-    if match[0] in _NOBODY or match[0].startswith("255.255."):
+    address = _DEFANGED.sub(".", match[0])
+    if address in _NOBODY or address.startswith("255.255."):
         return False
-    octets = [int(octet) for octet in match[0].split(".")]
-    if any(len(octet) > 1 and octet[0] == "0" for octet in match[0].split(".")):
+    octets = [int(octet) for octet in address.split(".")]
+    if any(len(octet) > 1 and octet[0] == "0" for octet in address.split(".")):
         return False
+    if address != match[0]:
+        return True  # nobody writes a version like that
     if window.near(match.start(), "ip") is not None:
         return True
     return max(octets) >= _SMALL_OCTET and not window.denied(match.start())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from casemate.guard.entities import national as n
+from casemate.guard.entities.dates import looks_like_years
 from casemate.guard.entities.window import Found, Window
 
 FAR: Final = 999
@@ -160,7 +161,11 @@ _COMPILED: Final[tuple[_Compiled, ...]] = tuple(
 )
 _STRONG: Final = {
     sign: tuple(pair for pair in _COMPILED if pair[0].strong and pair[0].needs == sign)
-    for sign in {row.needs for row in ROWS}
+    for sign in {row.needs for row in ROWS if row.strong}
+}
+_ANY_STRONG: Final = {
+    sign: re.compile(f"{_BEFORE}(?:{'|'.join(f'(?:{row.pattern})' for row, _ in pairs)}){_AFTER}")
+    for sign, pairs in _STRONG.items()
 }
 _WEAK: Final = {
     label: tuple(pair for pair in _COMPILED if not pair[0].strong and pair[0].label == label)
@@ -189,7 +194,8 @@ def _candidates(window: Window) -> Iterator[_Compiled]:
     if _LETTER.search(segment):
         signs.add("A")
     for sign in signs:
-        yield from _STRONG.get(sign, ())
+        if sign in _STRONG and _ANY_STRONG[sign].search(window.text, window.base):
+            yield from _STRONG[sign]
     for name in {name for label in window.labels for name in label.names}:
         for pair in _WEAK.get(name, ()):
             if pair[0].needs in signs:
@@ -204,6 +210,6 @@ def _decide(row: Row, match: re.Match[str], window: Window) -> int | None:
             return None
         rank = FAR
     if row.check is None:
-        return rank
+        return None if looks_like_years(match[0]) else rank
     bare = (_BARE if row.signs else _SIGNS).sub("", match[0].upper())
     return rank if row.check(bare) else None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from casemate.guard.entities.dates import looks_like_date
+from casemate.guard.entities.dates import looks_like_date, looks_like_years
 from casemate.guard.entities.window import Found, Window
 from casemate.guard.entities.words import word_set
 
@@ -45,10 +45,11 @@ def find_phones(window: Window) -> Iterator[Found]:
     """Find telephone numbers."""
     if window.digits < _SHORTEST:
         return
-    for match in window.matches(_INTERNATIONAL):
+    segment = window.segment
+    for match in window.matches(_INTERNATIONAL) if "+" in segment or "00" in segment else ():
         if _is_international(window, match):
             yield Found(*match.span(), "pii:PHONE_NUMBER", _rank(window, match))
-    for match in window.matches(_LABELLED):
+    for match in window.matches(_LABELLED) if window.speaks_of("phone") else ():
         near = window.near(match.start(), "phone")
         if near is not None and near <= _LABEL_REACH and _is_number(match[0]):
             yield Found(*match.span(), "pii:PHONE_NUMBER", near)
@@ -59,8 +60,10 @@ def find_phones(window: Window) -> Iterator[Found]:
 
 
 def _is_number(text: str) -> bool:
-    """Return whether *text* can be dialled: not too long, no date, no round amount."""
-    return _digits(text) <= _LONGEST and not text.endswith("0000") and not looks_like_date(text)
+    """Return whether *text* can be dialled: not too long, no date, no years, no fraction, no round amount."""
+    if _digits(text) > _LONGEST or text.endswith("0000") or text.startswith("0."):
+        return False
+    return not looks_like_date(text) and not looks_like_years(text)
 
 
 def _rank(window: Window, match: re.Match[str]) -> int:

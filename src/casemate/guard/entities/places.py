@@ -34,8 +34,10 @@ def find_places(window: Window) -> Iterator[Found]:
     """Find coordinates and labelled postcodes."""
     if window.digits < 3:  # noqa: PLR2004 - the shortest postcode
         return
-    yield from _coordinates(window)
-    for match in window.matches(_POSTCODE):
+    segment = window.segment
+    if "." in segment or "\u00b0" in segment:
+        yield from _coordinates(window)
+    for match in window.matches(_POSTCODE) if window.speaks_of("zip") else ():
         near = window.near(match.start(), "zip")
         if (
             near is not None

@@ -52,6 +52,15 @@ class Window:
             self._labels = [Label(label.end + from_, label.names) for label in labels_in(self.text[from_:])]
         return self._labels
 
+    @property
+    def segment(self) -> str:
+        """Return the segment alone."""
+        return self.text[self.base :]
+
+    def speaks_of(self, label: str) -> bool:
+        """Return whether a word of *label* is among the labels: without one, `near` finds nothing."""
+        return any(label in known.names for known in self.labels)
+
     def before(self, at: int, reach: int) -> str:
         """Return up to *reach* characters before *at*, lower case."""
         return self.text[max(0, at - reach) : at].lower()
