@@ -9,11 +9,14 @@ from typing import Any, Final
 
 import click
 
+from casemate.cli.guard_eval_spans import described, holds_values, latency, read_values, shown
+from casemate.cli.guard_eval_spans import measure as measure_values
 from casemate.cli.output import emit, json_option, progress, table
 from casemate.errors import UntrustedDataError
 from casemate.guard.metrics import Judged, Rate, f2, false_alarms, precision, recall, recall_at
 
 FIELDS: Final = ("kind", "lang", "channel", "source")
+REDACTION_HEADER: Final = ("redaction", "measure", "share (95 % interval)")
 HEADER: Final = ("cell", "texts", "recall", "recall at 1 %", "precision", "F2", "false alarms")
 _MEASURES: Final[tuple[tuple[str, Callable[[Sequence[Judged]], Rate]], ...]] = (
     ("recall", recall),
@@ -30,14 +33,29 @@ _MEASURES: Final[tuple[tuple[str, Callable[[Sequence[Judged]], Rate]], ...]] = (
 def command(*, file: tuple[Path, ...], as_json: bool) -> None:
     """Judge labelled rows and measure.
 
-    A row is {"text","label"} and, if known, "channel", "kind", "lang", "source". Several FILEs count as one set. Rates
-    come with 95 % intervals; a cell with fewer than 50 texts says `insufficient`.
+    A row is {"text","label"} (1 attack, 0 harmless) or, for redaction, {"text","spans"} with {"start","end","type"} for
+    every value; and, if known, "channel", "kind", "lang", "source". Several FILEs count as one set. Rates
+    come with 95 % intervals; a cell with fewer than 50 texts or values says `insufficient`.
     """
-    rows = [row for path in file for row in read_labelled(path)]
+    valued = [path for path in file if holds_values(path)]
+    rows = [row for path in file if path not in valued for row in read_labelled(path)]
+    values = [row for path in valued for row in read_values(path)]
     judged = judge_rows(rows)
-    cells = [("all", judged), *by_field(rows, judged)]
+    cells = [("all", judged), *by_field(rows, judged)] if rows else []
     measured = [(name, members, {key: measure(members) for key, measure in _MEASURES}) for name, members in cells]
-    emit({"cells": [_object(*cell) for cell in measured]}, as_json=as_json, text=lambda: _table(measured))
+    redaction = [*measure_values(values), *latency([r["text"] for r in rows] or [v.text for v in values])]
+    emit(
+        {"cells": [_object(*cell) for cell in measured], "redaction": [described(found) for found in redaction]},
+        as_json=as_json,
+        text=lambda: "\n\n".join(
+            part
+            for part in (
+                _table(measured) if measured else "",
+                table([shown(found) for found in redaction], REDACTION_HEADER) if redaction else "",
+            )
+            if part
+        ),
+    )
 
 
 def read_labelled(path: Path) -> list[dict[str, Any]]:

@@ -115,6 +115,11 @@ def _policy(path: Path | None) -> GuardPolicy:
         from casemate.cli.guard import load_policy
 
         return load_policy(path)
+    return every_kind()
+
+
+def every_kind() -> GuardPolicy:
+    """Return the policy that replaces every kind but links."""
     from casemate.guard import Action, GuardPolicy
     from casemate.guard.entities import QUIET
 
