@@ -263,7 +263,7 @@ class Agent:
                 **self.plan.tls,
             }
             gateway = await self._start("gateway", settings, fds)
-        self._upkeep.gateway_restarted()
+        self._upkeep.gateway_started()
         for engine in self.engines.values():  # a restarted gateway needs new links: engines serve one gateway each
             if engine.child and gateway:
                 engine.child.kill()
@@ -501,6 +501,7 @@ class Agent:
             "failures": engine.policy.failures,
             "pid": engine.child.pid if engine.child else None,
             "ready_after": round(engine.seconds, 3),
+            "memory_mib": round(engine.child.memory / 1024, 1) if engine.child else 0,
             "engine": dict(engine.child.facts) if engine.child else {},
         }
 

@@ -278,6 +278,15 @@ def read_apps(directory: Path) -> AppSet:
     return AppSet(apps, tuple(faults))
 
 
+def overridden(apps: AppSet, policies: Mapping[str, AppPolicy]) -> AppSet:
+    """Return *apps* with the policies of those that a generation names, also where their own file is broken."""
+    named = {
+        key: App(app.name, app.key_id, app.key_sha256, policies.get(app.name, app.policy))
+        for key, app in apps.by_key_id.items()
+    }
+    return AppSet(named, apps.faults)
+
+
 Signature = tuple[tuple[str, int, int, int], ...]
 
 

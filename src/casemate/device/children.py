@@ -146,6 +146,8 @@ class ChildProcess:
         self.link = link
         self.facts: dict[str, Any] = {}
         self.fatal: ipc.Fatal | None = None
+        self.memory = 0
+        """The most it ever held, in KiB; 0 when it does not tell."""
         self._process = process
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[str] = self._loop.create_future()
@@ -194,7 +196,7 @@ class ChildProcess:
 
     def ponged(self, message: ipc.Pong) -> None:
         """Note an answer to a ping."""
-        del message
+        self.memory = message.memory
         self._last_pong = self._loop.time()
 
     async def keep_pinging(self) -> None:

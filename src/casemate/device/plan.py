@@ -12,6 +12,7 @@ from casemate.config import Settings
 from casemate.device.children import ChildProcess
 from casemate.device.home import Home
 from casemate.device.supervisor import RestartPolicy
+from casemate.formats import ipc
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class DevicePlan:
     announce: Callable[[str], None]
     report: Callable[[str], None] = lambda _: None
     """Told of every process that dies, in a line for the person at the terminal, if there is one."""
+    policy: ipc.TakePolicy = dataclasses.field(default_factory=ipc.TakePolicy)
+    """What the generation says about apps and the guard."""
     on_trial: bool = False
     """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
 

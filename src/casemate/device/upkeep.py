@@ -82,6 +82,7 @@ class Upkeep:
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[ipc.Rehearsed]] = {}
+        self._policy = agent.plan.policy
         self.retired: list[Engine] = []
 
     async def ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
@@ -108,6 +109,10 @@ class Upkeep:
         try:
             if ask.verb == "serve":
                 return await self._serve(msgspec.convert(ask.args["model"], Wanted))
+            if ask.verb == "drop":
+                return await self._drop(str(ask.args["name"]))
+            if ask.verb == "policy":
+                return self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
             if ask.verb == "rehearse":
                 return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
         except msgspec.ValidationError as error:
@@ -180,10 +185,28 @@ class Upkeep:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(old.task)
 
-    def gateway_restarted(self) -> None:
-        """End engines that were leaving: nobody listens to them any more."""
+    async def _drop(self, name: str) -> dict[str, Any]:
+        """Serve *name* no more: its engine ends with its last answer."""
+        async with self._turn:
+            old = self._agent.engines.pop(name, None)
+            if old:
+                self._agent.tell_gateway(ipc.EngineHold(model=name))
+                self._retire(old)
+                if old.child:
+                    await self._gone(old)
+                self._agent.tell_gateway(ipc.EngineDown(model=name, reason="removed by an update"))
+        return {}
+
+    def gateway_started(self) -> None:
+        """Tell a new gateway what the old one knew; engines that were leaving end, nobody listens to them any more."""
+        self._agent.tell_gateway(self._policy)
         for engine in self.retired:
             _end(engine)
+
+    def _take_policy(self, policy: ipc.TakePolicy) -> dict[str, Any]:
+        self._policy = policy
+        self._agent.tell_gateway(policy)
+        return {}
 
     # -- rehearsals
 

@@ -67,9 +67,10 @@ class Ping(Message, frozen=True, tag="ping"):
 
 
 class Pong(Message, frozen=True, tag="pong"):
-    """Child: yes."""
+    """Child: yes. `memory` is the most this process ever held, in KiB, from one that can tell."""
 
     n: int
+    memory: Count = 0
 
 
 # --- agent -> vault -------------------------------------------------------------------------------------------------
@@ -251,6 +252,16 @@ class Rehearsed(Message, frozen=True, tag="rehearsed"):
     first_token: float = 0.0
 
 
+class TakePolicy(Message, frozen=True, tag="take_policy"):
+    """Agent: what a generation says about apps, and the guard's data; both replace what came before, empty or not.
+
+    `apps` is the text of a policy by the name of its app; `guard` is what `casemate.guard.Guard.from_bytes` takes.
+    """
+
+    apps: dict[str, str] = {}
+    guard: bytes = b""
+
+
 class EngineStuck(Message, frozen=True, tag="engine_stuck"):
     """Gateway: *model* missed its deadline and ignored a cancel."""
 
@@ -386,7 +397,7 @@ class Ended(Message, frozen=True, tag="ended"):
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """Command line or update: do *verb* (status | record | stop | serve | rehearse) with *args*."""
+    """Command line or update: do *verb* (status | record | stop, and what `device.upkeep` knows) with *args*."""
 
     verb: str
     args: dict[str, Any] = {}
@@ -412,7 +423,7 @@ def descriptors(message: Message) -> int:
 
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
-AgentToChild = Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | Attach | ToVault
+AgentToChild = Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | TakePolicy | Attach | ToVault
 ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed

@@ -63,8 +63,7 @@ def main() -> NoReturn:
         sandbox.lower_memory(_memory(header.facts, sizing, message.bytes))
         model, found = _load(f"/proc/self/fd/{file}", sizing, counts)
         found["weights_locked"] = weights.locked_bytes(status) >= message.bytes - header.bytes_read - _ALIGNMENT
-        for fd in (file, status):
-            os.close(fd)
+        os.close(file)
         serving = loop.serving(child, gateway, model, settings, context=sizing.context)
         confined.enter_run()
         serving.start()
@@ -74,7 +73,7 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the agent hears of everything; the text may hold model data
         child.fatal(OperationError(f"the engine could not start: {type(error).__name__}"))
     child.ready(model=message.model, **confined.facts, **found)
-    loop.serve(child, gateway, serving)
+    loop.serve(child, gateway, serving, status)
 
 
 def _first_limits(settings: Settings, size: int, cores: int) -> sandbox.Limits:

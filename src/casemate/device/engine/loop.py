@@ -54,8 +54,11 @@ def serving(
     )
 
 
-def serve(child: process.Child, gateway: Channel, jobs: Serving) -> NoReturn:
-    """Read both links until one closes; everything slow happens on other threads."""
+def serve(child: process.Child, gateway: Channel, jobs: Serving, status: int | None = None) -> NoReturn:
+    """Read both links until one closes; everything slow happens on other threads.
+
+    *status* is a descriptor of /proc/self/status, from before the sandbox: where the process reads its own size.
+    """
     poll = select.poll()
     poll.register(child.control, select.POLLIN)
     poll.register(gateway, select.POLLIN)
@@ -63,7 +66,7 @@ def serve(child: process.Child, gateway: Channel, jobs: Serving) -> NoReturn:
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if child.control.fileno() in ready:
-                _answer_agent(child)
+                _answer_agent(child, status)
             if gateway.fileno() in ready:
                 _take_requests(gateway, jobs)
     except ChannelClosed:
@@ -72,10 +75,17 @@ def serve(child: process.Child, gateway: Channel, jobs: Serving) -> NoReturn:
         child.fatal(error)
 
 
-def _answer_agent(child: process.Child) -> None:
+def _answer_agent(child: process.Child, status: int | None) -> None:
     for message in _messages(child.control):
         if isinstance(message, ipc.Ping):
-            child.control.send(ipc.Pong(message.n))
+            child.control.send(ipc.Pong(message.n, _most_memory(status) if status is not None else 0))
+
+
+def _most_memory(status: int) -> int:
+    """Return the peak of this process's memory in KiB; 0 when the kernel does not say."""
+    os.lseek(status, 0, os.SEEK_SET)
+    line = next((row for row in os.read(status, 8192).splitlines() if row.startswith(b"VmHWM:")), b"VmHWM: 0 kB")
+    return int(line.split()[1])
 
 
 def _take_requests(gateway: Channel, jobs: Serving) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from prometheus_client import disable_created_metrics
 
 from casemate.clock import SystemClock
-from casemate.device.apps import AppSet, read_apps, signature
+from casemate.device.apps import AppSet, overridden, read_apps, signature
 from casemate.device.channel import ChannelClosed
 from casemate.device.gateway.context import Gateway, assemble
 from casemate.device.gateway.listener import Listener
@@ -27,6 +27,7 @@ from casemate.device.gateway.tls import is_loopback, server_context
 from casemate.device.process import Child
 from casemate.errors import CasemateError, ConfigError
 from casemate.formats import ipc
+from casemate.formats.policy import AppPolicy, parse_policy
 from casemate.guard import Guard
 
 APPS_EVERY: Final = 0.3
@@ -46,6 +47,7 @@ class Process:
         self._child = child
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._policies: dict[str, AppPolicy] = {}
         self._rehearsals: set[asyncio.Task[None]] = set()
         self._signature = signature(child.home / "apps")
         settings = child.settings
@@ -137,6 +139,8 @@ class Process:
             rehearsal = asyncio.ensure_future(self._rehearse(message))
             self._rehearsals.add(rehearsal)
             rehearsal.add_done_callback(self._rehearsals.discard)
+        elif isinstance(message, ipc.TakePolicy):
+            self._take_policy(message)
         elif isinstance(message, ipc.Attach):
             self.gateway.audit.attach(socket.socket(fileno=fds[0]))
         else:
@@ -146,6 +150,18 @@ class Process:
     def _report_stuck(self, model: str) -> None:
         with contextlib.suppress(ChannelClosed, OSError):
             self._child.control.send(ipc.EngineStuck(model=model))
+
+    def _take_policy(self, message: ipc.TakePolicy) -> None:
+        """Serve under a generation's policies and guard data from now on; what does not parse is refused whole."""
+        try:
+            policies = {name: parse_policy(text.encode(), source=name) for name, text in message.apps.items()}
+            guard = Guard.from_bytes(message.guard) if message.guard else Guard.default()
+        except CasemateError as error:
+            self.gateway.audit.apps_changed(f"refused the generation's policy: {error.message}")
+            return
+        self._policies = policies
+        self.gateway.screening.shield = GuardShield(guard)
+        self._load_apps()
 
     async def _rehearse(self, wanted: ipc.Rehearse) -> None:
         try:
@@ -174,7 +190,7 @@ class Process:
             self.gateway.apps_readable = False
             self.gateway.audit.apps_changed(f"kept the old apps: {error.message}")
             return
-        self.gateway.take_apps(fresh)
+        self.gateway.take_apps(overridden(fresh, self._policies))
 
     async def _report(self) -> None:
         while True:

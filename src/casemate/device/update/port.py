@@ -6,9 +6,10 @@ only a running device has models to serve and prompts to rehearse.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -104,6 +105,14 @@ class Port:
 
         """
         return self._tell("serve", {"model": {"name": name, "container": container}}, SWITCH_SECONDS)
+
+    def drop(self, name: str) -> None:
+        """Have the model *name* served no more."""
+        self._tell("drop", {"name": name}, SWITCH_SECONDS)
+
+    def take_policy(self, apps: Mapping[str, str], guard: bytes) -> None:
+        """Have the gateway serve under these policies (text by app) and guard data; empty ones take them back."""
+        self._tell("policy", {"apps": dict(apps), "guard": base64.b64encode(guard).decode()}, _SECONDS)
 
     def rehearse(self, model: str, prompt: str, *, max_tokens: int, seconds: float) -> dict[str, Any]:
         """Ask *model* one prompt as an app would; returns `text`, `error` and `first_token` (seconds)."""
