@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "sandbox": "prove that the engine cannot get out",
     "service": "run as a system service",
     "device": "who this device is: the key to grant releases to",
+    "update": "take new models, policies and apps, and go back",
     "release": "build, sign and publish what devices run",
     "config": "show settings and where they come from",
     "backup": "save a home (models stay encrypted)",

@@ -60,9 +60,13 @@ class AdminServer:
             if not _is_trusted(sock):
                 sock.close()
                 return
-            task = asyncio.ensure_future(self._serve(sock))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.admit(sock)
+
+    def admit(self, sock: socket.socket) -> None:
+        """Answer over *sock*, whose other end may ask."""
+        task = asyncio.ensure_future(self._serve(sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, sock: socket.socket) -> None:
         channel = AsyncChannel(sock, ipc.ToAgent)

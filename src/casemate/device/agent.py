@@ -33,7 +33,7 @@ from casemate.device.launch import Launchers, OwnLaunchers
 from casemate.device.plan import DevicePlan, Engine
 from casemate.device.supervisor import RestartPolicy, State
 from casemate.device.upkeep import Upkeep
-from casemate.errors import CasemateError, OperationError
+from casemate.errors import CasemateError, HostError, OperationError
 from casemate.formats import event, ipc
 
 READY_TIMEOUT: Final = 60.0
@@ -82,6 +82,8 @@ class Agent:
             for engine in list(self.engines.values()):
                 self.adopt(engine)
             self.spawn(self._announce_when_ready())
+            if self.plan.unsettled:
+                self.spawn(self._settle(admin))
             await self._stopping.wait()
         except ChildDied as died:
             raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
@@ -126,6 +128,21 @@ class Agent:
             await self._changed.wait()
             self._changed.clear()
         self.plan.announce(self.endpoint)
+
+    async def _settle(self, admin: AdminServer) -> None:
+        """Run the update process once: it judges a trial by asking us, and goes back by asking us.
+
+        One that fails says why in the journal and on its standard error; the next start tries again.
+        """
+        ours, theirs = link_pair()
+        admin.admit(ours)
+        settings = {"settings": dict(self.plan.settings.values)}
+        launch = self.launchers.core("update")
+        with contextlib.suppress(ChildDied, HostError), theirs:
+            child = await start_child(
+                "update", launch, home=str(self.plan.home.path), settings=settings, fds={"agent": theirs.fileno()}
+            )
+            await child.exited
 
     def _report_death(self, who: str, died: ChildDied, after: str) -> None:
         reason = died.error.message if died.error else died.reason

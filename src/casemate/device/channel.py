@@ -312,6 +312,10 @@ class JournalClient:
         except (ChannelClosed, TimeoutError) as error:
             raise OperationError("the journal did not confirm the record") from error
 
+    def close(self) -> None:
+        """Close the link."""
+        self._channel.close()
+
 
 class AsyncJournalClient:
     """Record events from asyncio code: `append` waits for durability, `post` does not."""

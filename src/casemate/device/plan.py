@@ -46,6 +46,8 @@ class DevicePlan:
     """What the generation says about apps and the guard."""
     on_trial: bool = False
     """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
+    unsettled: bool = False
+    """A trial has to be judged, or a soak to be ended, once the device runs: the update process does that."""
 
 
 @dataclasses.dataclass

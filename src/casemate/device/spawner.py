@@ -31,7 +31,7 @@ from casemate.device.process import drop_privileges, harden
 from casemate.errors import HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
-CORE_ROLES: Final = frozenset({"journal", "vault", "gateway"})
+CORE_ROLES: Final = frozenset({"journal", "vault", "gateway", "update"})
 _LINKS: Final = {"engine": 3}
 _STOP_WITHIN: Final = 8.0
 _MOST_PROCESSES: Final = 64

@@ -27,14 +27,14 @@ import msgspec
 from casemate import __version__, keystores
 from casemate.clock import SystemClock
 from casemate.config import Settings, parse_address
-from casemate.device import apart, migrate, models
+from casemate.device import apart, generation, migrate, models
 from casemate.device.apps import AppStore
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.record import record
 from casemate.device.sandbox import host
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError
-from casemate.formats import event
+from casemate.formats import event, ipc
 
 DEMO_MODEL: Final = "saffron"
 DEFAULT_APP: Final = "default"
@@ -79,7 +79,10 @@ def prepare(
     with contextlib.ExitStack() as held:
         home.create()
         held.enter_context(home.lock())
-        found, unlock = apart.run(lambda: _with_secrets(home, wanted, recorded, person), _Found)
+        boot = generation.boot(home, settings)
+        if boot.note:
+            person.say(f"update: {boot.note}")
+        found, unlock = apart.run(lambda: _with_secrets(home, wanted, recorded, person, boot), _Found)
         yield DevicePlan(
             home=home,
             settings=settings,
@@ -90,6 +93,9 @@ def prepare(
             notes={"version": __version__, "recovery": found.recovery},
             announce=person.announce,
             report=person.say,
+            policy=ipc.TakePolicy(dict(boot.policy.apps), boot.policy.guard),
+            on_trial=boot.trial,
+            unsettled=boot.unsettled,
         )
 
 
@@ -102,11 +108,15 @@ class _Found(msgspec.Struct):
 
 
 def _with_secrets(
-    home: Home, wanted: Sequence[str], recorded: Mapping[str, tuple[str, ...]], person: Person
+    home: Home,
+    wanted: Sequence[str],
+    recorded: Mapping[str, tuple[str, ...]],
+    person: Person,
+    boot: generation.Booted,
 ) -> tuple[_Found, Mapping[str, int]]:
     """Take steps 2 to 4; runs apart from the agent. The descriptors are what unlocks the keystore."""
     sources = person.sources(home)
-    served = resolve_models(home, wanted, recorded, sources, person)
+    served = resolve_models(home, wanted, recorded, sources, person, boot=boot)
     default_app(home, show_key=person.show_key, say=person.say)
     keys = keystores.describe(home, sources)
     return _Found(served, base64.b64encode(keys.owner_public).decode(), keys.recovery), sources.descriptors()
@@ -121,8 +131,12 @@ def resolve_models(
     recorded: Mapping[str, tuple[str, ...]],
     sources: keystores.Sources,
     person: Person,
+    *,
+    boot: generation.Booted = generation.NOTHING,
 ) -> tuple[ServedModel, ...]:
     """Resolve what to serve, adding files that are named (an existing file wins over a name) and the demo model.
+
+    A generation's model is served under its name, whatever the home has under it.
 
     Makes the keystore when there is none. The caller holds the home's lock.
 
@@ -132,18 +146,18 @@ def resolve_models(
         UntrustedDataError: a file is not a model.
 
     """
-    held = {model.name: model for model in models.list_models(home)}
+    held = boot.over({model.name: model.path for model in models.list_models(home)})
     files = {models.name_for(Path(text)): Path(text) for text in wanted if Path(text).is_file()}
     names = [models.name_for(Path(text)) if Path(text).is_file() else text for text in wanted]
     adding = {name: path for name, path in files.items() if name not in held}
     for name in files.keys() & held.keys():
-        _require_same(files[name], held[name])
+        _require_same(files[name], models.show_model(home, generation.container(name, held[name]) or name))
     with contextlib.ExitStack() as packaged:
         if not names and not recorded and not held:
             adding[DEMO_MODEL] = packaged.enter_context(importlib.resources.as_file(_demo_file()))
         if adding or not keystores.exists(home.keystore):
             _add(home, adding, sources, person)
-            held = {model.name: model for model in models.list_models(home)}
+            held = boot.over({model.name: model.path for model in models.list_models(home)})
     missing = [name for name in names if name not in held]
     if missing:
         raise NotFoundError(
@@ -151,7 +165,10 @@ def resolve_models(
             hint=f"have: {', '.join(sorted(held)) or 'none'}; add one with `casemate model add FILE`",
         )
     chosen = names or ([] if recorded else sorted(held))
-    served = [ServedModel(name, str(held[name].path)) for name in dict.fromkeys(chosen)]
+    served = [
+        ServedModel(name, str(held[name]), container=generation.container(name, held[name]))
+        for name in dict.fromkeys(chosen)
+    ]
     return tuple(served + [ServedModel(name, "", chunks) for name, chunks in recorded.items()])
 
 

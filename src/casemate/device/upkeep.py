@@ -24,7 +24,7 @@ import msgspec
 from casemate.device.children import ChildDied
 from casemate.device.launch import Launchers
 from casemate.device.plan import DevicePlan, Engine, ServedModel
-from casemate.device.supervisor import RestartPolicy
+from casemate.device.supervisor import RestartPolicy, State
 from casemate.errors import OperationError
 from casemate.formats import ipc
 
@@ -125,7 +125,8 @@ class Upkeep:
         fresh = Engine(ServedModel(wanted.name, "", container=wanted.container), RestartPolicy())
         async with self._turn:
             old = self._agent.engines.get(wanted.name)
-            if old and old.child and (old.model.container or old.model.name) == wanted.container:
+            same = old and (old.model.container or old.model.name) == wanted.container
+            if old and same and old.policy.state is not State.NEEDS_TRIAGE:
                 return {"seconds": 0.0, "way": "nothing to do"}
             try:
                 way = await self._change(old, fresh)

@@ -43,6 +43,11 @@ class Workshop:
                 self._link.send(self._reply(question, fds))
         self._link.close()
 
+    def abandon(self) -> None:
+        """Close every link, in a fork that is not to have them."""
+        for link in (self._link, self._vault, self._journal):
+            link.close()
+
     def _reply(self, question: ipc.Ask | ipc.ToVault, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
         try:
             if isinstance(question, ipc.Ask):

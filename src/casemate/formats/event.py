@@ -98,6 +98,13 @@ KINDS: Final[dict[str, Kind]] = {
     "fleet_command_refused": Kind(FINDING, CREATED, Severity.HIGH, AGENT, failed=True),
     "network_fenced": Kind(CONFIG, LOGGED, Severity.HIGH, AGENT),
     "keys_destroyed": Kind(ENTITY, DELETED, Severity.CRITICAL, AGENT),
+    "update_trusted": Kind(ENTITY, CHANGED, Severity.HIGH, AGENT),
+    "update_staged": Kind(LIFECYCLE, UPDATE, Severity.INFO, AGENT),
+    "update_refused": Kind(FINDING, CREATED, Severity.HIGH, AGENT, failed=True),
+    "update_trial": Kind(LIFECYCLE, UPDATE, Severity.LOW, AGENT),
+    "update_good": Kind(LIFECYCLE, UPDATE, Severity.LOW, AGENT),
+    "update_rolled_back": Kind(LIFECYCLE, UPDATE, Severity.HIGH, AGENT, failed=True),
+    "update_floor_raised": Kind(ENTITY, CHANGED, Severity.LOW, AGENT),
     "events_dropped": Kind(LOG, OTHER, Severity.MEDIUM, ANYONE, failed=True),
     "event_refused": Kind(LOG, OTHER, Severity.HIGH, JOURNAL, failed=True),
     "epoch_opened": Kind(LOG, LOG_START, Severity.INFO, JOURNAL),
@@ -487,6 +494,53 @@ def journal_archived(*, reason: str, size: int, root: str, now: float) -> Event:
         index=size,
         root=root,
     )
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def update_trusted(*, url: str, channel: str, root: str, now: float) -> Event:
+    """Build: a person said whose updates this device takes; *root* is the SHA-256 of the first root."""
+    message = f"updates come from {url}, channel {channel}"
+    return _event("update_trusted", now, message, entity=_entity("update trust", url), root=root, resource=channel)
+
+
+def update_staged(*, generation: int, content: str, now: float) -> Event:
+    """Build: generation *generation* is whole, proven and on the disk; *content* is the digest of its signed set."""
+    return _generation("update_staged", generation, now, "is staged", content)
+
+
+def update_refused(*, check: str, reason: str, content: str = "", now: float) -> Event:
+    """Build: an update was not what it should be; nothing of it was used."""
+    message = f"update refused by {check}: {reason}"
+    finding = {"uid": content or "update", "title": f"update refused by {check}"}
+    return _event("update_refused", now, message, finding_info=finding, check=check, detail=reason)
+
+
+def update_trial(*, generation: int, content: str, tries: int, now: float) -> Event:
+    """Build: the trial of a generation begins; *tries* are left after this one."""
+    return _generation("update_trial", generation, now, f"is on trial, {tries} more tries", content)
+
+
+def update_good(*, generation: int, content: str, now: float) -> Event:
+    """Build: a generation passed its health gate."""
+    return _generation("update_good", generation, now, "is good", content)
+
+
+def update_rolled_back(*, generation: int, content: str, reason: str, now: float) -> Event:
+    """Build: a generation was given up; its content is denied, the one before serves."""
+    return _generation("update_rolled_back", generation, now, f"was rolled back: {reason}", content, detail=reason)
+
+
+def update_floor_raised(*, generation: int, now: float) -> Event:
+    """Build: nothing with a lower security version than this generation's runs here any more."""
+    message = f"floors were raised to generation {generation}"
+    return _event("update_floor_raised", now, message, entity=_entity("update floor", f"generation {generation}"))
+
+
+def _generation(code: str, number: int, now: float, what: str, content: str, *, detail: str = "") -> Event:
+    app = _app(f"generation {number}", content)
+    return _event(code, now, f"generation {number} {what}", app=app, detail=detail)
 
 
 # --- how an event is put together -------------------------------------------------------------------------------------

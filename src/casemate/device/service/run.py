@@ -8,11 +8,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from casemate import __version__
 from casemate.config import Settings
-from casemate.device import startup
+from casemate.device import generation, startup
 from casemate.device.agent import Agent
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home
@@ -50,7 +51,10 @@ def _plan(home: Home, settings: Settings, held: contextlib.ExitStack) -> DeviceP
     return DevicePlan(
         home=home,
         settings=settings,
-        models=tuple(ServedModel(name, path) for name, path in facts.models.items()),
+        models=tuple(
+            ServedModel(name, path, container=generation.container(name, Path(path)))
+            for name, path in facts.models.items()
+        ),
         **startup.open_doors(held, settings),
         owner_public=base64.b64encode(facts.owner_public).decode(),
         unlock={},  # the vault brings its own

@@ -13,7 +13,7 @@ from typing import Final
 
 from casemate import keystores
 from casemate.config import Settings
-from casemate.device import migrate, models, startup
+from casemate.device import generation, migrate, models, startup
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.ownership import hand_over, own_directory
@@ -54,7 +54,7 @@ def _prepare(home: Home, settings: Settings) -> Facts:
         if not keystores.exists(home.keystore):
             keystores.create(home, sources).wipe()
         startup.default_app(home, show_key=lambda _key: False, say=lambda _text: None)
-        served = serve_list(home, settings)
+        served = serve_list(home, settings, generation.boot(home, settings))
         keys = keystores.describe(home, sources)
         facts = Facts(SCHEMA, served, keys.owner_public, keys.recovery)
         hand_over(home)
@@ -63,14 +63,15 @@ def _prepare(home: Home, settings: Settings) -> Facts:
     return facts
 
 
-def serve_list(home: Home, settings: Settings) -> dict[str, str]:
+def serve_list(home: Home, settings: Settings, boot: generation.Booted = generation.NOTHING) -> dict[str, str]:
     """Return the container of every model to serve: those of the setting `models`, else all.
 
     Raises:
         NotFoundError: none, or one is missing.
 
     """
-    held = {model.name: str(model.path) for model in models.list_models(home)}
+    found = boot.over({model.name: model.path for model in models.list_models(home)})
+    held = {name: str(path) for name, path in found.items()}
     names = settings["models"] or sorted(held)
     missing = [name for name in names if name not in held]
     if missing or not names:

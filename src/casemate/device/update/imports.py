@@ -34,8 +34,8 @@ class TarSource:
 
     offline = True
 
-    def __init__(self, path: Path) -> None:
-        """Read the tar's list.
+    def __init__(self, path: Path | int) -> None:
+        """Read the tar's list; a number is a descriptor, which is closed with this.
 
         Raises:
             UntrustedDataError: `import-*`: it is no export of a repository.
@@ -44,7 +44,7 @@ class TarSource:
 
         """
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             raise NotFoundError(f"there is no {path}", hint="give the file of `casemate release export`") from None
         except OSError as error:
@@ -139,5 +139,5 @@ def _refused(what: str, check: str) -> UntrustedDataError:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> OperationError:
+def _unreadable(path: Path | int, error: OSError) -> OperationError:
     return OperationError(f"cannot read {path}: {error.strerror}", hint="is the medium mounted and readable?")

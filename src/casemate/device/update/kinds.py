@@ -1,0 +1,102 @@
+"""What a generation brings besides models, read from its directory and judged before anything serves it.
+
+policy   every `NAME.toml` is the policy of the app NAME; `guard.json` is the guard's data
+app      an unpacked tree; nothing of it is ever executed here
+engine   the files of a runtime: kept, and held against what models ask for; the running engine is not replaced
+os       one bundle, given to the OS's updater
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from casemate.device.update.generation import Generation, Item
+from casemate.device.update.staging import read_bounded
+from casemate.errors import HostError, UntrustedDataError
+from casemate.formats.policy import POLICY_LIMIT, parse_policy
+from casemate.guard import Guard
+from casemate.ids import parse_name
+
+GUARD_FILE: Final = "guard.json"
+GUARD_LIMIT: Final = 8 * 1024 * 1024
+APP_LIMIT: Final = 1000
+RUNTIMES: Final = ("llama.cpp",)
+"""What this version's engine is."""
+BUNDLE_SUFFIX: Final = ".raucb"
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A generation's policy: text by app, and the guard's data (empty: that of this version)."""
+
+    apps: dict[str, str] = {}
+    guard: bytes = b""
+
+
+def read_policy(generation: Generation | None, directory: Path) -> Policy:
+    """Return the policy of *generation*, whose files lie in *directory*; empty when it has none.
+
+    Raises:
+        UntrustedDataError: `policy-form`, `guard-...`: a signed policy that is no policy.
+
+    """
+    item = generation.item("policy") if generation else None
+    if item is None:
+        return Policy()
+    apps: dict[str, str] = {}
+    guard = b""
+    for file in item.tree:
+        path = directory / "policy" / file.path
+        if file.path == GUARD_FILE:
+            guard = read_bounded(path, GUARD_LIMIT)
+            Guard.from_bytes(guard)
+        elif path.suffix == ".toml":
+            apps[_app(path)] = _text(path)
+    if len(apps) > APP_LIMIT:
+        raise UntrustedDataError(f"it has policies for more than {APP_LIMIT} apps", check="policy-form")
+    return Policy(apps, guard)
+
+
+def _app(path: Path) -> str:
+    try:
+        return parse_name(path.stem, "app")
+    except Exception as error:
+        raise UntrustedDataError(f"{path.name} is named like no app", check="policy-form") from error
+
+
+def _text(path: Path) -> str:
+    raw = read_bounded(path, POLICY_LIMIT)
+    try:
+        parse_policy(raw, source=path.name)
+        return raw.decode("utf-8")
+    except Exception as error:
+        raise UntrustedDataError(f"the policy {path.name} is refused: {error}", check="policy-form") from error
+
+
+def model_file(item: Item) -> str:
+    """Return the path of the one model file of a release.
+
+    Raises:
+        UntrustedDataError: `release-model`: there is none, or more than one.
+
+    """
+    models = [file.path for file in item.files if file.path.endswith(".gguf")]
+    if len(models) != 1:
+        raise UntrustedDataError(f"the release has {len(models)} model files, not one", check="release-model")
+    return models[0]
+
+
+def require_runtime(item: Item) -> None:
+    """Refuse a release for another runtime than this device has (`requires.runtime`, empty means any).
+
+    Raises:
+        HostError: it is.
+
+    """
+    if item.runtime and item.runtime not in RUNTIMES:
+        raise HostError(
+            f"{item.kind}/{item.name} {item.version} needs the runtime {item.runtime!r}; here is {', '.join(RUNTIMES)}",
+            hint="upgrade casemate on this device first",
+        )

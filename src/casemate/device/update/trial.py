@@ -1,0 +1,248 @@
+"""From a staged generation to a good one, or back: arm, switch, judge, and remember what was decided.
+
+What is decided is durable before the device is told: a cut in between leaves a device that, when it starts again, does
+what was decided. A generation that fails is denied for ever, and the one before serves again by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from casemate.device.update import gate, health, kinds
+from casemate.device.update.desk import Desk
+from casemate.device.update.generation import Generation
+from casemate.device.update.states import Phase
+from casemate.errors import CasemateError, OperationError, UntrustedDataError
+from casemate.formats import event
+
+_REASON_LIMIT: Final = 200
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How it stands: `state` is the phase, `way` how engines changed ("" when no device runs)."""
+
+    generation: int
+    state: str
+    way: str = ""
+    seconds: float = 0.0
+
+
+def arm(desk: Desk) -> int:
+    """Make the next start the trial of what is staged; returns its number.
+
+    Raises:
+        UsageError: nothing is staged.
+        CasemateError: it does not prove itself.
+
+    """
+    return desk.store.arm().trial
+
+
+def try_out(desk: Desk) -> Applied:
+    """Serve what is armed on the running device, judge it, and keep it or go back.
+
+    Raises:
+        UntrustedDataError: the vault or the engine refused it; it is denied, the one before serves.
+        OperationError: it failed its health gate; it is denied, the one before serves.
+
+    """
+    store = desk.store
+    boot = store.boot()
+    if not boot.trial or boot.generation is None:
+        raise OperationError(boot.note or "there is nothing to try", hint="see `casemate update status`")
+    generation = boot.generation
+    desk.port.record(
+        event.update_trial(
+            generation=generation.number,
+            content=generation.content_digest,
+            tries=boot.tries,
+            now=desk.clock.wall(),
+        )
+    )
+    way, seconds = _serve_trial(desk, generation)
+    judge(desk, generation)
+    return Applied(generation.number, str(Phase.GOOD), way, seconds)
+
+
+def _serve_trial(desk: Desk, generation: Generation) -> tuple[str, float]:
+    try:
+        return switch(desk, generation)
+    except CasemateError as error:
+        give_up(desk, generation, error.message)
+        raise _refused(error) from error
+
+
+def judge(desk: Desk, generation: Generation) -> None:
+    """Hold the generation that serves against its health gate; keep it, or go back.
+
+    Raises:
+        OperationError: it failed; it is denied, the one before serves.
+
+    """
+    settings = desk.settings
+    desk.say(f"generation {generation.number} is on trial")
+    facts = health.measure(
+        desk.port,
+        generation,
+        seconds=float(settings["engine.load_deadline"]),
+        deadline=float(settings["engine.deadline"]),
+    )
+    verdict = gate.judge(generation, facts)
+    if not verdict.passed:
+        give_up(desk, generation, verdict.text)
+        raise OperationError(
+            f"generation {generation.number} failed its health gate and was rolled back: {verdict.text}",
+            hint="it is denied on this device; the publisher has to promote another one",
+        )
+    desk.store.mark_good(generation.number)
+    desk.port.record(
+        event.update_good(generation=generation.number, content=generation.content_digest, now=desk.clock.wall())
+    )
+    collect(desk)
+
+
+def give_up(desk: Desk, generation: Generation, reason: str) -> None:
+    """Deny the trial *generation* and serve the good one again."""
+    desk.store.fail(reason)
+    _after_return(desk, generation, reason)
+
+
+def roll_back(desk: Desk, reason: str) -> Applied:
+    """Go back because a person asks; a running device serves the one before at once.
+
+    Raises:
+        NotFoundError: there is nothing to go back to.
+        PolicyDeniedError: what was before is below a floor.
+
+    """
+    store = desk.store
+    before = store.state()
+    left = store.read(before.trial or before.good) if before.trial or before.good else None
+    after = store.rollback(reason)
+    if left:
+        _after_return(desk, left, reason)
+    return Applied(after.good, str(after.phase))
+
+
+def _after_return(desk: Desk, left: Generation, reason: str) -> None:
+    desk.port.record(
+        event.update_rolled_back(
+            generation=left.number,
+            content=left.content_digest,
+            reason=reason[:_REASON_LIMIT],
+            now=desk.clock.wall(),
+        )
+    )
+    if desk.port.running:
+        _serve_again(desk, left)
+    collect(desk)
+
+
+def _serve_again(desk: Desk, left: Generation) -> None:
+    """Serve the good generation; without one, what the device was given by hand, if it was given anything."""
+    good = desk.good()
+    if good:
+        switch(desk, good)
+    else:
+        desk.port.take_policy({}, b"")
+    item, kept = left.item("model"), good.item("model") if good else None
+    if item and (kept is None or kept.name != item.name):
+        if item.name in desk.port.containers():
+            desk.port.serve(item.name, item.name)
+        else:
+            desk.port.drop(item.name)
+
+
+def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
+    """Serve *generation*: its model beside or after the old engine, then its policy; returns how, and seconds.
+
+    Raises:
+        CasemateError: it did not come up; what served before still does.
+
+    """
+    policy = kinds.read_policy(generation, desk.store.directory(generation.number))
+    item = generation.item("model")
+    told = desk.port.serve(item.name, item.container) if item else {}
+    desk.port.take_policy(policy.apps, policy.guard)
+    return str(told.get("way", "no model")), float(told.get("seconds", 0))
+
+
+def settle(desk: Desk) -> None:
+    """Do what is due on a device that has started: judge a trial, end a soak.
+
+    Raises:
+        OperationError: the trial failed; the one before serves.
+
+    """
+    state = desk.store.state()
+    if state.phase is Phase.TRIAL:
+        generation = desk.store.read(state.trial)
+        _serve_trial(desk, generation)  # the process that began it may have been cut off before the switch
+        judge(desk, generation)
+    end_soak(desk)
+
+
+def end_soak(desk: Desk) -> bool:
+    """Raise the floors when the good generation has been good for long enough."""
+    risen = desk.store.soaked(desk.clock.wall())
+    if risen:
+        _after_soak(desk)
+    return risen
+
+
+def confirm(desk: Desk) -> Applied:
+    """Raise the floors now: a person says that the good generation is good.
+
+    Raises:
+        NotFoundError: no update runs here.
+
+    """
+    state = desk.store.confirm()
+    _after_soak(desk)
+    return Applied(state.good, str(state.phase))
+
+
+def _after_soak(desk: Desk) -> None:
+    good = desk.store.state().good
+    desk.port.record(event.update_floor_raised(generation=good, now=desk.clock.wall()))
+    collect(desk)
+
+
+def collect(desk: Desk) -> None:
+    """Remove generations and containers that no state needs; a container that one shares stays.
+
+    What cannot be removed now is removed next time.
+    """
+    try:
+        _collect(desk)
+    except CasemateError as error:
+        desk.say(f"old generations stay for now: {error.message}")
+
+
+def _collect(desk: Desk) -> None:
+    store = desk.store
+    garbage = store.gc()
+    needed = {name for number in store.state().kept for name in _containers(desk, number)}
+    gone = [name for name in garbage.containers if name not in needed]
+    for name in gone:
+        desk.port.remove_container(name)
+    if gone:
+        store.forget(gone)
+
+
+def _containers(desk: Desk, number: int) -> tuple[str, ...]:
+    """Return what a kept generation serves; the pending one may not be written yet, it has its claims."""
+    if not desk.store.directory(number).exists():
+        return ()
+    return desk.store.read(number).containers
+
+
+def _refused(error: CasemateError) -> CasemateError:
+    """Return *error* with what became of the update."""
+    said = f"the new generation did not come up and was rolled back: {error.message}"
+    hint = "it is denied on this device; what ran before still runs"
+    if isinstance(error, UntrustedDataError):
+        return UntrustedDataError(said, check=error.check, hint=hint)
+    return OperationError(said, hint=hint)
