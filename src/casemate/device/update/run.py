@@ -60,7 +60,7 @@ def status(desk: Desk) -> Result:
         given = trusting.load(desk.directory)
         source = {"url": given.url, "channel": given.channel}
     except NotFoundError:
-        source = {"url": None, "channel": None}
+        source = {"url": "", "channel": ""}
     return {**found, **source}
 
 
