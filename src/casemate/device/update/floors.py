@@ -16,20 +16,21 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
 from casemate.crypto import kdf
 from casemate.crypto.secret import Secret
 from casemate.device.home import Owner, write_atomic
+from casemate.device.update import sealed_file
 from casemate.errors import OperationError, UntrustedDataError
 
 LIMIT: Final = 64 * 1024
 ROLE_LIMIT: Final = 64
 ARTEFACT_LIMIT: Final = 256
 SOFTWARE: Final = "software only"
-_PURPOSE: Final = b"casemate/1/update-floors"
+_LABEL: Final = "floors"
 _WAY_OUT: Final = (
     "somebody changed the device's files: find out who; then give first trust again with "
     "`update trust ROOT.json --url U --forget-floors`"
@@ -152,14 +153,6 @@ def _highest(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
     return {key: max(one.get(key, 0), two.get(key, 0)) for key in sorted({*one, *two})}
 
 
-class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: the floors' JSON as text, and its MAC."""
-
-    schema: Literal[1]
-    floors: str
-    mac: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-
-
 class FileFloorStore:
     """Floors in a file, under a key in another: `floors` and `floors.key` in *directory*."""
 
@@ -238,18 +231,15 @@ class FileFloorStore:
         except OSError as error:
             raise OperationError(f"cannot read {self.path}: {error.strerror}", hint="run as its owner") from error
         try:
-            sealed = msgspec.json.decode(raw[: LIMIT + 1], type=_Sealed)
-            body = sealed.floors.encode("utf-8")
-            if not kdf.same(kdf.mac(key, _PURPOSE, body), bytes.fromhex(sealed.mac)):
-                raise UntrustedDataError("the floors were changed", check="floors-mac", hint=_WAY_OUT)
-            return msgspec.json.decode(body, type=Floors)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            return msgspec.json.decode(sealed_file.unseal(key, _LABEL, raw), type=Floors)
+        except UntrustedDataError as error:
+            check = "floors-mac" if error.check == "update-file-mac" else "floors-form"
+            raise UntrustedDataError("the floors were changed", check=check, hint=_WAY_OUT) from error
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise UntrustedDataError("the floors do not parse", check="floors-form", hint=_WAY_OUT) from error
 
     def _write(self, key: Secret, floors: Floors) -> None:
-        body = msgspec.json.encode(floors)
-        sealed = _Sealed(1, body.decode("utf-8"), kdf.mac(key, _PURPOSE, body).hex())
-        write_atomic(self.path, msgspec.json.encode(sealed) + b"\n", owner=self._owner)
+        write_atomic(self.path, sealed_file.seal(key, _LABEL, msgspec.json.encode(floors)), owner=self._owner)
 
 
 def _missing() -> UntrustedDataError:
