@@ -66,13 +66,16 @@ policy_option = click.option(
 @policy_option
 @click.option("--jsonl", "rows_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Judge rows.")
 @click.option("--out", "out_file", type=click.Path(dir_okay=False, path_type=Path), help="Where their verdicts go.")
+@click.option("--monitor", is_flag=True, help="Judge without acting: exit 0 whatever the verdict.")
 @json_option
 def check(
-    *, channel: str, policy_file: Path | None, rows_file: Path | None, out_file: Path | None, as_json: bool
-) -> None:
+    *, channel: str, policy_file: Path | None, rows_file: Path | None, out_file: Path | None, monitor: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Judge the text on standard input; exit 3 when it is blocked.
 
-    With --jsonl and --out, judge rows {"id","text","channel"} instead: one verdict per row, in order.
+    With --jsonl and --out, judge rows {"id","text","channel"} instead: one verdict per row, in order; exit 0 once all
+    are judged. A policy with mode "monitor" is like --monitor.
     """
     from casemate.guard import Guard
 
@@ -86,19 +89,22 @@ def check(
         say(f"{count} rows judged")
         return
     verdict = _check_stdin(Guard.default(), channel, policy)
-    emit(_verdict_object(verdict), as_json=as_json, text=lambda: _verdict_text(verdict))
-    if verdict.action == "block":
+    watching = monitor or policy.mode == "monitor"
+    told = {**_verdict_object(verdict), "monitor": watching}
+    emit(told, as_json=as_json, text=lambda: _verdict_text(verdict))
+    if verdict.action == "block" and not watching:
         sys.exit(3)
 
 
 @command.command()
 @channel_option
+@policy_option
 @json_option
-def explain(*, channel: str, as_json: bool) -> None:
+def explain(*, channel: str, policy_file: Path | None, as_json: bool) -> None:
     """Show why the text on standard input gets its verdict."""
     from casemate.cli.guard_explain import explain_text, render
 
-    explained = explain_text(read_stdin().decode("utf-8", "replace"), channel)
+    explained = explain_text(read_stdin().decode("utf-8", "replace"), channel, load_policy(policy_file))
     emit(explained, as_json=as_json, text=lambda: render(explained))
 
 

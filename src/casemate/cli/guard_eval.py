@@ -1,4 +1,7 @@
-"""`casemate guard eval FILE`: how well the guard judges labelled texts, by kind, language and source."""
+"""`casemate guard eval FILE`: how well the guard judges labelled texts: its goals, then by kind, language and source.
+
+Files may hold rows of other kinds (those with spans): this looks at rows with a label.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +32,40 @@ _MEASURES: Final[tuple[tuple[str, Callable[[Sequence[Judged]], Rate]], ...]] = (
 
 @click.command("eval")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--plain", multiple=True, metavar="SOURCE",
+              help="A source whose attacks in documents are plain requests: they get a line of their own.")  # fmt: skip
 @json_option
-def command(*, file: tuple[Path, ...], as_json: bool) -> None:
+def command(*, file: tuple[Path, ...], plain: tuple[str, ...], as_json: bool) -> None:
     """Judge labelled rows and measure.
 
     A row is {"text","label"} (1 attack, 0 harmless) or, for redaction, {"text","spans"} with {"start","end","type"} for
-    every value; and, if known, "channel", "kind", "lang", "source". Several FILEs count as one set. Rates
-    come with 95 % intervals; a cell with fewer than 50 texts or values says `insufficient`.
+    every value; and, if known, "channel", "kind" (direct, indirect, jailbreak, benign, benign-hard), "lang", "source".
+    Several FILEs count as one set. Rates come with 95 % intervals; a cell with fewer than 50 texts or values says
+    `insufficient`.
     """
+    from casemate.cli.guard_goals import goals_table, measure_goals
+
     valued = [path for path in file if holds_values(path)]
     rows = [row for path in file if path not in valued for row in read_labelled(path)]
     values = [row for path in valued for row in read_values(path)]
     judged = judge_rows(rows)
+    goals = measure_goals(rows, [one.blocked for one in judged], plain) if rows else []
     cells = [("all", judged), *by_field(rows, judged)] if rows else []
     measured = [(name, members, {key: measure(members) for key, measure in _MEASURES}) for name, members in cells]
     redaction = [*measure_values(values), *latency([r["text"] for r in rows] or [v.text for v in values])]
+    parts = (
+        goals_table(goals) if goals else "",
+        table([shown(found) for found in redaction], REDACTION_HEADER) if redaction else "",
+        _table(measured) if measured else "",
+    )
     emit(
-        {"cells": [_object(*cell) for cell in measured], "redaction": [described(found) for found in redaction]},
+        {
+            "goals": [one.as_dict() for one in goals],
+            "redaction": [described(found) for found in redaction],
+            "cells": [_object(*cell) for cell in measured],
+        },
         as_json=as_json,
-        text=lambda: "\n\n".join(
-            part
-            for part in (
-                _table(measured) if measured else "",
-                table([shown(found) for found in redaction], REDACTION_HEADER) if redaction else "",
-            )
-            if part
-        ),
+        text="\n\n".join(part for part in parts if part),
     )
 
 

@@ -12,12 +12,12 @@ from casemate.guard.views import Unmasking
 WORDS: Final = 400
 
 
-def explain_text(text: str, channel: str) -> dict[str, Any]:
-    """Return the verdict on *text* with its reasons laid open."""
+def explain_text(text: str, channel: str, policy: GuardPolicy) -> dict[str, Any]:
+    """Return the verdict on *text* under *policy* with its reasons laid open."""
     guard = Guard.default()
     where = Channel(channel)
-    verdict = guard.check(text, where, GuardPolicy())
-    normal = normalize(text[: GuardPolicy().max_chars])
+    verdict = guard.check(text, where, policy)
+    normal = normalize(text[: policy.max_chars])
     reading = guard.judge.read(normal.text)
     views = Unmasking(guard.judge.lexicon, guard.judge.ordinary).views(reading, normal.original)
     readings = [

@@ -130,6 +130,11 @@ class Lexicon:
         """Return what each of *tokens* means."""
         return list(map(self._memory.__getitem__, tokens))
 
+    @property
+    def languages(self) -> list[str]:
+        """Return the languages that have entries."""
+        return [*self._written]
+
     def words(self, language: str) -> list[str]:
         """Return the words (stems with their `*`) in the entries of *language*, phrases cut."""
         return [word for phrase in self._written.get(language, ()) for word in fold(phrase).split()]

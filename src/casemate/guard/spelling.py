@@ -1,6 +1,7 @@
 """The words worth recognising in disguise: enciphered, reversed, misspelt or run together.
 
-Built from the lexicon's English entries. A word is looked for in disguise only when it means nothing as it stands.
+Misspelling is looked for in the lexicon's English entries; ciphers and reversal in those of every language, by how a
+word begins. A word is looked for in disguise only when it means nothing as it stands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from casemate.guard.grammar import Lexicon
 
 ENDINGS: Final = ("", "s", "e", "d", "ed", "ing", "es", "ion", "ions")
 CODED_MIN: Final = 4
+HEAD: Final = 5
+ENGLISH: Final = "en"
 SWAPPED_MIN: Final = 5
 SLIPPED_MIN: Final = 7
 LONGEST: Final = 24
@@ -41,22 +44,35 @@ class Spelling:
     def __init__(self, lexicon: Lexicon, ordinary: frozenset[str]) -> None:
         """Derive the tables from the plain ASCII words and stems of *lexicon*; *ordinary* words are spelt right."""
         self._ordinary = ordinary
-        words = sorted(set(_forms(lexicon.words("en"))))
-        self.rot13 = frozenset(codecs.encode(word, "rot13") for word in words if len(word) >= CODED_MIN)
-        self.backwards = frozenset(word[::-1] for word in words if len(word) >= CODED_MIN)
+        words = sorted(set(_forms(lexicon.words(ENGLISH))))
+        self._rot13 = frozenset(codecs.encode(word, "rot13") for word in words if len(word) >= CODED_MIN)
+        self._backwards = frozenset(word[::-1] for word in words if len(word) >= CODED_MIN)
+        foreign = {w.removesuffix("*") for name in lexicon.languages if name != ENGLISH for w in lexicon.words(name)}
+        heads = {word[:HEAD] for word in foreign if len(word) >= HEAD and word.isalpha()}
+        self._rot13_heads = frozenset(codecs.encode(head, "rot13") for head in heads if head.isascii())
+        self._backward_tails = frozenset(head[::-1] for head in heads)
         self._words = frozenset(words)
-        written = sorted({*words, *(word for word in lexicon.words("en") if "'" in word)})
+        self._foreign = frozenset(word for word in foreign if len(word) >= HEAD)
+        written = sorted({*words, *(word for word in lexicon.words(ENGLISH) if "'" in word)})
         self._swapped = {_letters(word): word for word in reversed(written) if len(word) >= SWAPPED_MIN}
         self._slipped = {form: word for word in reversed(words) if len(word) >= SLIPPED_MIN for form in _shorter(word)}
         self._memory = _Memory(self._work_out)
 
     def known(self, word: str) -> bool:
         """Return whether *word* (folded) is one of the words worth recognising."""
-        return word in self._words
+        return word in self._words or word in self._foreign
 
     def is_leet(self, token: str) -> bool:
         """Return whether *token* is a known word with digits for letters."""
-        return token.translate(LEET) in self._words or token.replace("1", "l").translate(LEET) in self._words
+        return self.known(token.translate(LEET)) or self.known(token.replace("1", "l").translate(LEET))
+
+    def count_rot13(self, words: Iterable[str]) -> int:
+        """Return how many of *words* are telling ones with the alphabet turned."""
+        return sum(word in self._rot13 or word[:HEAD] in self._rot13_heads for word in words)
+
+    def count_backwards(self, words: Iterable[str]) -> int:
+        """Return how many of *words* are telling ones read from the end."""
+        return sum(word in self._backwards or word[-HEAD:] in self._backward_tails for word in words)
 
     def corrections(self, words: Iterable[str]) -> dict[str, str]:
         """Return, for those of *words* that are misspelt (letters swapped, lost, doubled or wrong), the right words."""

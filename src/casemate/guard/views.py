@@ -7,7 +7,7 @@ prose has none of the signs that start a decoder and costs next to nothing here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ LEVELS: Final = 2
 CHARACTERS: Final = 400_000  # of all views together, beside four times the text
 RUN: Final = 14
 FEW: Final = 2
+MANY: Final = 10
 SINGLES: Final = 4
 SINGLE_SHARE: Final = 0.15
 CODES: Final = 4
@@ -129,8 +130,8 @@ class _Signs:
         self.escaped = "%" in text or "&" in text or "\\" in text or "<" in text
         self.strokes = not unknown or text.count("-") + text.count(".") > len(text) // 4
         self.quoted = "=" in text and ('"' in text or "'" in text)
-        self.rot13 = len(unknown & spelling.rot13) >= FEW
-        self.backwards = len(unknown & spelling.backwards) >= FEW
+        self.rot13 = _many(spelling.count_rot13(unknown), unknown)
+        self.backwards = _many(spelling.count_backwards(unknown), unknown)
         self.pig = text.count("ay") > PIG_SHARE * max(len(self.tokens), 2 * FEW)
         self.runs = any(len(token) >= RUN for token in odd) or any(len(token) >= LONG_RUN for token in unknown)
         self.hexadecimal = self.runs or sum(len(token) == PAIR and not token.isdigit() for token in odd) >= FEW
@@ -143,6 +144,11 @@ class _Signs:
         if len(letters) < SINGLES:
             return False
         return sum(len(token) == 1 and token.isalpha() for token in self.tokens) >= SINGLE_SHARE * len(self.tokens)
+
+
+def _many(found: int, words: Sized) -> bool:
+    """Return whether *found* of *words* are too many for chance."""
+    return found >= FEW and found * MANY >= len(words)
 
 
 def _longest_run(tokens: Sequence[str]) -> int:

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from casemate.guard import Action, Channel, Guard, GuardPolicy
-from support.disguises import DISGUISES
+from casemate.guard.disguises import DISGUISES, HIDDEN_CHANNELS
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus/guard"
 GUARD = Guard.default()
 POLICY = GuardPolicy()
-HIDDEN_CHANNELS = {"tags", "selectors", "bidi-override"}
 
 
 def rows(name, **wanted):

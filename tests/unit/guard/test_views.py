@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.guard import Action, Channel, Guard, GuardPolicy
+from casemate.guard.disguises import DISGUISES
 from casemate.guard.normalize import normalize
 from casemate.guard.views import LEVELS, VIEWS, Unmasking
-from support.disguises import DISGUISES
 
 GUARD = Guard.default()
 POLICY = GuardPolicy()
