@@ -1,6 +1,6 @@
 """`casemate guard eval FILE`: how well the guard judges labelled texts: its goals, then by kind, language and source.
 
-Files may hold rows of other kinds (those with spans): this looks at rows with a label.
+Files whose rows have spans instead of labels measure redaction (`guard_eval_spans`).
 """
 
 from __future__ import annotations
