@@ -27,10 +27,10 @@ _SOFTWARE: Final = "swtpm"
 
 @dataclasses.dataclass(frozen=True)
 class Endorsement:
-    """A certificate that a listed issuer signed. *software*: the TPM is a program, not a chip."""
+    """A certificate that the listed *authority* (DER) signed. *software*: the TPM is a program, not a chip."""
 
     key: PublicKey
-    issuer: str
+    authority: bytes
     model: str
     software: bool
 
@@ -44,8 +44,8 @@ def verify_endorsement(certificate: bytes, issuers: Iterable[bytes], at: float) 
 
     """
     found = _load(certificate)
-    issuer = next((known for known in map(_load, issuers) if _issued(found, known, at)), None)
-    if issuer is None:
+    authority = next((known for known in issuers if _issued(found, _load(known), at)), None)
+    if authority is None:
         raise UntrustedDataError(
             f"no listed maker issued this TPM's certificate ({found.issuer.rfc4514_string()})",
             check="ek-issuer",
@@ -55,8 +55,8 @@ def verify_endorsement(certificate: bytes, issuers: Iterable[bytes], at: float) 
     key = found.public_key()
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise UntrustedDataError("the EK certificate is for a key of another kind", check="ek-certificate")
-    model, name = _model(found), issuer.subject.rfc4514_string()
-    return Endorsement(key, name, model, _SOFTWARE in model.lower() or _SOFTWARE in name.lower())
+    model, name = _model(found), found.issuer.rfc4514_string()
+    return Endorsement(key, authority, model, _SOFTWARE in model.lower() or _SOFTWARE in name.lower())
 
 
 def issuer_certificate(data: bytes) -> tuple[bytes, str]:

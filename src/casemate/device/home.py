@@ -39,12 +39,13 @@ PARTS: Final = {
     "fleet": "agent",
     "link": "link",
     "update": "update",
+    "attester": "attester",
     "run": "agent",
 }
 """Whose each part is."""
 READ_ONLY: Final = frozenset({"apps"})
 """Parts that only commands write: root owns them, the process reads by its group. It must not change who may call."""
-ROLES: Final = ("agent", "vault", "engine", "gateway", "journal", "link", "update")
+ROLES: Final = ("agent", "vault", "engine", "gateway", "journal", "link", "update", "attester")
 _UID_BASE: Final = 61900
 """First numeric id used when the system users `casemate-<role>` do not exist (inside systemd's dynamic-user range)."""
 

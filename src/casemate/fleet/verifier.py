@@ -54,7 +54,7 @@ class TpmClock:
 
 @dataclasses.dataclass(frozen=True)
 class KnownTpm:
-    """What the server's own record says. *trusted*: a listed maker vouched for a chip (or a listed key was pinned)."""
+    """What the server's own record says. *trusted*: a listed maker signed for the endorsement key."""
 
     attestation_key: bytes  # TPMT_PUBLIC
     trusted: bool
@@ -160,6 +160,11 @@ def _check_clock(quote: Quote, last: TpmClock | None) -> None:
     now = (quote.reset_count, quote.clock)
     if last and now < (last.reset_count, last.clock):
         raise UntrustedDataError("this TPM has lived less than it had before: a copy of it", check="quote-clock")
+
+
+def quote_of(given: UntrustedEvidence) -> Quote:
+    """Return the quote of evidence that was proven before, and kept."""
+    return tpm.parse_quote(given.attest)
 
 
 def appraise(proven: ProvenEvidence, *, policy: VerifiedPolicy | None, known: KnownTpm, now: float) -> Appraisal:

@@ -96,6 +96,72 @@ class Inventory(_Request, frozen=True):
     items: Annotated[tuple[Item, ...], msgspec.Meta(max_length=MAX_PACKAGES)]
 
 
+# --- attestation and keys (docs/attestation.md) ---------------------------------------------------------------------
+
+Nonce = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Pcrs = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=23)], ...], msgspec.Meta(max_length=24)]
+TpmBytes = Annotated[bytes, msgspec.Meta(max_length=2048)]
+CertificateBytes = Annotated[bytes, msgspec.Meta(max_length=8192)]
+
+
+class Challenge(_Answer, frozen=True):
+    """Quote exactly *pcrs* (SHA-256 bank) for *nonce*, once, within *seconds*."""
+
+    nonce: Nonce
+    pcrs: Pcrs
+    seconds: int
+
+
+class AttestAnswer(_Answer, frozen=True):
+    """What the evidence came to, until *expires* (Unix seconds); *ear* is the signed result."""
+
+    status: Literal["none", "affirming", "warning", "contraindicated"]
+    assurance: Literal["L0", "L1", "L2", "L3"]
+    expires: float
+    ear: str
+    reasons: tuple[str, ...] = ()
+
+
+class KeyAnswer(_Answer, frozen=True):
+    """The key of a model for `TPM2_ActivateCredential` of this device's TPM alone, to be held *lease_s* seconds."""
+
+    key: Short
+    identity: TpmBytes
+    encrypted: TpmBytes
+    lease_s: int
+
+
+class TpmHello(_Request, frozen=True):
+    """Step one of joining with a TPM: who it is. *token*: a one-time token, when the fleet does not list this TPM."""
+
+    ek_public: TpmBytes
+    ak_public: TpmBytes
+    csr: CertificateBytes
+    ek_certificate: CertificateBytes = b""
+    token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class TpmCredential(_Answer, frozen=True):
+    """What only the TPM that has both keys can open."""
+
+    identity: TpmBytes
+    encrypted: TpmBytes
+    seconds: int
+
+
+class TpmProof(_Request, frozen=True):
+    """Step two: the secret of the credential."""
+
+    secret: Nonce
+
+
+class TpmWelcome(_Answer, frozen=True):
+    """The certificate and the authorities above it (DER)."""
+
+    device: Short
+    chain: Annotated[tuple[CertificateBytes, ...], msgspec.Meta(max_length=8)]
+
+
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 

@@ -268,6 +268,61 @@ class EngineStuck(Message, frozen=True, tag="engine_stuck"):
     model: str
 
 
+# --- agent <-> attester ----------------------------------------------------------------------------------------------
+
+
+class Measure(Message, frozen=True, tag="measure"):
+    """Agent: measure *events* (`formats.evidence.Event`) before they are used."""
+
+    id: int
+    events: tuple[dict[str, Any], ...]
+
+
+class Quote(Message, frozen=True, tag="quote"):
+    """Agent: answer a fleet's challenge."""
+
+    id: int
+    nonce: bytes
+    pcrs: tuple[int, ...]
+
+
+class OpenKey(Message, frozen=True, tag="open_key"):
+    """Agent: open a credential and write its secret into the descriptor that came along."""
+
+    id: int
+    identity: bytes
+    encrypted: bytes
+
+
+class Measured(Message, frozen=True, tag="measured"):
+    """Attester: done; the log of this boot has *records*."""
+
+    id: int
+    records: int
+
+
+class Quoted(Message, frozen=True, tag="quoted"):
+    """Attester: the evidence, ready to be posted."""
+
+    id: int
+    evidence: bytes
+
+
+class Opened(Message, frozen=True, tag="opened"):
+    """Attester: the secret was written."""
+
+    id: int
+
+
+class AttesterRefused(Message, frozen=True, tag="attester_refused"):
+    """Attester: request *id* failed; nothing was written."""
+
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+
+
 # --- gateway <-> engine -----------------------------------------------------------------------------------------------
 
 
@@ -418,13 +473,17 @@ def descriptors(message: Message) -> int:
         return message.links
     if isinstance(message, OpenPayload):
         return 2
-    return 1 if isinstance(message, Load | Weights | EngineUp | Attach | Transcode) else 0
+    return 1 if isinstance(message, OpenKey | Load | Weights | EngineUp | Attach | Transcode) else 0
 
 
+ToAttester = Measure | Quote | OpenKey
+FromAttester = Measured | Quoted | Opened | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
-AgentToChild = Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | TakePolicy | Attach | ToVault
-ChildToAgent = Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
+AgentToChild = (
+    ToAttester | Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | TakePolicy | Attach | ToVault
+)
+ChildToAgent = FromAttester | Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights

@@ -217,9 +217,34 @@ tpm_identity = _table(
     "tpm_identity",
     Column("device_id", _ID, primary_key=True),
     Column("ek_digest", String(64), nullable=False, unique=True),
+    Column("ek_public", LargeBinary, nullable=False),  # TPMT_PUBLIC
     Column("ak_public", LargeBinary, nullable=False),  # TPMT_PUBLIC
     Column("ek_trusted", Boolean, nullable=False),  # its certificate chains to an allowed vendor root
     Column("created", Float, nullable=False),
+)
+
+tpm_maker = _table(  # who may vouch for a TPM: authorities that issue endorsement certificates
+    "tpm_maker",
+    Column("digest", String(64), primary_key=True),  # SHA-256 of the certificate
+    Column("name", String(256), nullable=False),
+    Column("certificate", LargeBinary, nullable=False),  # DER
+    Column(
+        "software", Boolean, nullable=False, server_default="0"
+    ),  # tests only: TPMs that are programs count as chips
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
+)
+
+model_key = _table(  # keys of models that only attested devices get
+    "model_key",
+    Column("model", _NAME, primary_key=True),
+    Column("key_id", String(16), nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),  # by the broker's key, which is not in the database
+    Column("min_assurance", String(4), nullable=False),
+    Column("lease_s", Integer, nullable=False),
+    Column("licence_ends", Float),
+    Column("created", Float, nullable=False),
+    Column("created_by", _NAME, nullable=False),
 )
 
 package_set = _table(
