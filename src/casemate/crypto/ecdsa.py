@@ -7,6 +7,7 @@ random number can leak the key, and the same input gives the same bytes. P-521 i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_private_key,
     load_der_public_key,
+    load_pem_private_key,
     load_pem_public_key,
 )
 
@@ -123,8 +125,22 @@ class EcKey:
             UntrustedDataError: `ec-key`.
 
         """
+        return cls._checked(load_der_private_key, secret.reveal())
+
+    @classmethod
+    def load_pem(cls, data: bytes) -> EcKey:
+        """Read what `pem` returned.
+
+        Raises:
+            UntrustedDataError: `ec-key`.
+
+        """
+        return cls._checked(load_pem_private_key, data)
+
+    @classmethod
+    def _checked(cls, load: Callable[..., object], data: bytes) -> EcKey:
         try:
-            key = load_der_private_key(secret.reveal(), password=None)
+            key = load(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise UntrustedDataError("not a private key", check="ec-key") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
@@ -134,6 +150,10 @@ class EcKey:
     def store(self) -> Secret:
         """Return the key as PKCS #8, to be encrypted by the caller."""
         return Secret(self.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+
+    def pem(self) -> bytes:
+        """Return the key as PEM text in clear, for a TLS library that insists on a file."""
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, message: bytes) -> bytes:
         """Return the DER signature of *message*."""

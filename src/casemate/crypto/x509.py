@@ -44,12 +44,12 @@ class Leaf:
 
 def make_root(key: EcKey, name: str, now: float) -> bytes:
     """Return a self-signed root certificate (DER) for *key*, valid for ten years from *now*."""
-    subject = _name(name)
-    start = _moment(now)
+    subject = common_name(name)
+    start = moment(now)
     builder = (
-        _builder(subject, subject, key.public, start, start + dt.timedelta(days=ROOT_DAYS))
+        unsigned(subject, subject, key.public, start, start + dt.timedelta(days=ROOT_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(sign=False, issue=True), critical=True)
+        .add_extension(key_usage(sign=False, issue=True), critical=True)
     )
     return builder.sign(key.key, hashes.SHA384()).public_bytes(Encoding.DER)
 
@@ -58,11 +58,11 @@ def issue_leaf(
     issuer: EcKey, root: bytes, public: EcPublic, name: str, *, not_before: float, not_after: float
 ) -> bytes:
     """Return a code-signing leaf (DER) for *public*, valid between two moments (seconds since the epoch)."""
-    parent = _load(root)
+    parent = load(root)
     builder = (
-        _builder(_name(name), parent.subject, public, _moment(not_before), _moment(not_after))
+        unsigned(common_name(name), parent.subject, public, moment(not_before), moment(not_after))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(sign=True, issue=False), critical=True)
+        .add_extension(key_usage(sign=True, issue=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public.key), critical=False)
     )
@@ -76,7 +76,7 @@ def verify_leaf(leaf: bytes, root: bytes, at: float) -> Leaf:
         UntrustedDataError: `certificate-*`; the name says which rule.
 
     """
-    child, parent = _load(leaf), _load(root)
+    child, parent = load(leaf), load(root)
     _check_authority(parent, at)
     try:
         child.verify_directly_issued_by(parent)
@@ -97,7 +97,7 @@ def verify_leaf(leaf: bytes, root: bytes, at: float) -> Leaf:
 
 def to_pem(certificate: bytes) -> str:
     """Return a DER certificate as PEM text."""
-    return _load(certificate).public_bytes(Encoding.PEM).decode("ascii")
+    return load(certificate).public_bytes(Encoding.PEM).decode("ascii")
 
 
 def from_pem(text: str) -> bytes:
@@ -121,7 +121,7 @@ def public_key(certificate: bytes) -> bytes:
 
     """
     try:
-        return _load(certificate).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return load(certificate).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except ValueError as error:
         raise UntrustedDataError("not a certificate", check="certificate-format") from error
 
@@ -133,7 +133,7 @@ def valid_from(certificate: bytes) -> int:
         UntrustedDataError: `certificate-format`.
 
     """
-    return int(_load(certificate).not_valid_before_utc.timestamp())
+    return int(load(certificate).not_valid_before_utc.timestamp())
 
 
 def _check_authority(root: x509.Certificate, at: float) -> None:
@@ -172,16 +172,23 @@ def _extension(certificate: x509.Certificate, kind: type[Kind], default: Kind | 
     raise UntrustedDataError("the certificate does not say what it is for", check="certificate-purpose")
 
 
-def _load(der: bytes) -> x509.Certificate:
+def load(der: bytes) -> x509.Certificate:
+    """Read a certificate (DER).
+
+    Raises:
+        UntrustedDataError: `certificate-format`.
+
+    """
     try:
         return x509.load_der_x509_certificate(der)
     except ValueError as error:
         raise UntrustedDataError("not a certificate", check="certificate-format") from error
 
 
-def _builder(
+def unsigned(
     subject: x509.Name, issuer: x509.Name, public: EcPublic, start: dt.datetime, end: dt.datetime
 ) -> x509.CertificateBuilder:
+    """Return what every certificate of ours begins with: names, key, a random serial number, validity."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -194,7 +201,8 @@ def _builder(
     )
 
 
-def _usage(*, sign: bool, issue: bool) -> x509.KeyUsage:
+def key_usage(*, sign: bool, issue: bool) -> x509.KeyUsage:
+    """Return a key usage for signing, or for issuing certificates and revocation lists, and nothing else."""
     return x509.KeyUsage(
         digital_signature=sign,
         key_cert_sign=issue,
@@ -208,9 +216,11 @@ def _usage(*, sign: bool, issue: bool) -> x509.KeyUsage:
     )
 
 
-def _name(text: str) -> x509.Name:
+def common_name(text: str) -> x509.Name:
+    """Return a name of one part."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _moment(seconds: float) -> dt.datetime:
+def moment(seconds: float) -> dt.datetime:
+    """Return seconds since the epoch as X.509 writes time: whole, UTC."""
     return dt.datetime.fromtimestamp(int(seconds), dt.UTC)

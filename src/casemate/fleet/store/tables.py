@@ -65,7 +65,6 @@ device = _table(
     Column("certificate_expires", Float),
     Column("command_sequence", BigInteger, nullable=False, server_default="0"),  # of the newest command, ever
     Column("commands_waiting", Integer, nullable=False, server_default="0"),
-    Column("lost", Boolean, nullable=False, server_default="0"),  # next contact: wipe
     Index("ix_device_asset", "asset"),
     Index("ix_device_state", "state", "asset", "id"),
     Index("ix_device_listing", "asset", "id"),

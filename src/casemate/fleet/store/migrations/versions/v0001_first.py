@@ -147,7 +147,6 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement per table
         sa.Column("certificate_expires", sa.Float(), nullable=True),
         sa.Column("command_sequence", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("commands_waiting", sa.Integer(), server_default="0", nullable=False),
-        sa.Column("lost", sa.Boolean(), server_default="0", nullable=False),
         sa.Column("tenant_id", sa.Integer(), server_default="1", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_device")),
     )

@@ -1,0 +1,152 @@
+"""`casemate fleet`: the server of a fleet, and what is done on its console. Devices' own verbs are in `device`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from casemate.cli.output import emit_line, json_option, say, style
+
+if TYPE_CHECKING:
+    from casemate.fleet.console import Console
+
+Result = TypeVar("Result")
+_ELSEWHERE: Final = {
+    "token": "casemate.cli.fleet_token",
+    "device": "casemate.cli.fleet_device",
+}
+_ORDER: Final = ("serve", "token", "device")
+
+
+class FleetTree(click.Group):
+    """The fleet's nouns; each is a module of its own, imported when typed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every noun in the order of daily use."""
+        del ctx
+        return list(_ORDER)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of *cmd_name* when it is not this one."""
+        if cmd_name in _ELSEWHERE:
+            found: click.Command = importlib.import_module(_ELSEWHERE[cmd_name]).command
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+dir_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="CASEMATE_FLEET_DIR",
+    metavar="D",
+    help="The fleet's directory (or CASEMATE_FLEET_DIR).",
+)
+
+
+@click.group(
+    "fleet",
+    cls=FleetTree,
+    epilog="""\b
+Examples:
+  casemate fleet serve --dir /srv/fleet
+  casemate fleet token create --dir /srv/fleet --asset till-7
+  casemate fleet device list --dir /srv/fleet
+  casemate fleet device revoke till-7 --dir /srv/fleet""",
+)
+def command() -> None:
+    """Run the server of a fleet of devices, and manage the fleet on that server's console."""
+
+
+@command.command()
+@dir_option
+@click.option("--database", metavar="URL", help="postgresql://... instead of SQLite in the directory; remembered.")
+@click.option("--listen-people", "people", default="127.0.0.1:8443", show_default=True, metavar="H:P")
+@click.option("--listen-devices", "devices", default="127.0.0.1:8444", show_default=True, metavar="H:P")
+@click.option("--listen-enrol", "enrol", default="127.0.0.1:8445", show_default=True, metavar="H:P")
+@click.option("--name", "names", multiple=True, metavar="HOST", help="A name or address devices reach this server by.")
+@click.option("--devices-url", metavar="URL", help="Where devices connect, when a proxy is in front; remembered.")
+@click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), metavar="F", help="People's own chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path, exists=True), metavar="F", help="Its private key, PEM.")
+@json_option
+def serve(
+    *,
+    directory: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    as_json: bool,
+    names: tuple[str, ...],
+    **given: str | None,
+) -> None:
+    """Serve a fleet; the first start in an empty directory makes it.
+
+    An address is HOST:PORT (port 0: any free one), unix:PATH for a proxy in front, or "off". The devices' listener
+    takes nobody without a certificate of this fleet, and the server proves that before it says that it is ready.
+    """
+    from casemate.clock import SystemClock
+    from casemate.errors import UsageError
+    from casemate.fleet import serve as server
+    from casemate.fleet.home import FleetHome
+
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    home = FleetHome(directory_of(directory))
+    options = server.Options(
+        people=_address(given["people"]),
+        devices=_address(given["devices"]),
+        enrol=_address(given["enrol"]),
+        database=given["database"],
+        devices_url=given["devices_url"],
+        names=names,
+        tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
+    )
+
+    async def ready(_fleet: Any, where: server.Ready) -> None:
+        if as_json:
+            emit_line({"ready": True, **{key: getattr(where, key) for key in ("people", "devices", "enrol", "ca")}})
+        else:
+            _welcome(home.path, where)
+
+    asyncio.run(server.serve(home, SystemClock(), options, ready))
+
+
+def _address(text: str | None) -> str:
+    return "" if text in {None, "off"} else str(text)
+
+
+def _welcome(path: Path, where: Any) -> None:
+    if where.first:
+        say(f"{style('made', 'good')} a fleet in {path}")
+        say(f"offline  {path / 'ca' / 'root.key'} is better kept elsewhere")
+    for name in ("people", "devices", "enrol"):
+        say(f"{name:8} {getattr(where, name) or 'off'}")
+    say(f"root     {where.ca}")
+    say(f"enrol a device: `casemate fleet token create --dir {path} --asset NAME`, and on it:")
+    say(f"  casemate device enrol {where.enrol or 'https://THIS-SERVER'} --token-file FILE")
+
+
+def directory_of(given: Path | None) -> Path:
+    """Return the fleet's directory: given, or the place for one of this user."""
+    import os
+
+    if given is not None:
+        return given
+    return Path("/var/lib/casemate-fleet") if os.geteuid() == 0 else Path.home() / ".local/share/casemate-fleet"
+
+
+def on_console(directory: Path | None, act: Callable[[Console], Any]) -> Any:
+    """Run *act* (a coroutine function of one argument) on the fleet in *directory*, as the person at its console."""
+    from casemate.clock import SystemClock
+    from casemate.fleet.console import Console
+    from casemate.fleet.home import FleetHome
+
+    async def work() -> Any:
+        async with Console.open(FleetHome(directory_of(directory)), SystemClock()) as console:
+            return await act(console)
+
+    return asyncio.run(work())

@@ -1,0 +1,122 @@
+"""`casemate fleet device`: which devices there are, and what is ordered of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from casemate.cli.fleet import dir_option, on_console
+from casemate.cli.output import confirm, emit, json_option, style, table, yes_option
+
+_COLOURS: Final = {"enrolled": "good", "pending": "warn", "quarantined": "warn"}
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  casemate fleet device list --state quarantined
+  casemate fleet device show till-7
+  casemate fleet device quarantine till-7 --reason "seen in another town"
+  casemate fleet device wipe till-7 --yes"""
+)
+def command() -> None:
+    """List and show devices; approve, quarantine, release, revoke and wipe them.
+
+    DEVICE is an id, or the asset tag it carries.
+    """
+
+
+@command.command("list")
+@dir_option
+@click.option(
+    "--state",
+    type=click.Choice(["pending", "enrolled", "quarantined", "wiping", "wiped", "revoked", "replaced"]),
+    help="Only these.",
+)
+@click.option("--group", metavar="G", help="Only of this group.")
+@click.option("--asset", default="", metavar="PREFIX", help="Only tags that begin so.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=1_000_000, help="At most so many.")
+@json_option
+def list_devices(
+    *, directory: Path | None, state: str | None, group: str | None, asset: str, limit: int, as_json: bool
+) -> None:
+    """List devices in the order of their asset tags."""
+    from casemate.fleet.listing import Filter
+    from casemate.fleet.states import State
+
+    chosen = Filter(State(state) if state else None, group, asset)
+    found = on_console(directory, lambda console: console.list_devices(chosen, limit))
+    header = ("ASSET", "STATE", "ASSURANCE", "LAST SEEN", "CERTIFICATE", "ID")
+    emit({"devices": found}, as_json=as_json, text=lambda: table([_row(each) for each in found], header))
+
+
+@command.command()
+@click.argument("device")
+@dir_option
+@json_option
+def show(*, device: str, directory: Path | None, as_json: bool) -> None:
+    """Show DEVICE, its certificates and commands, and the history of its asset tag."""
+    found = on_console(directory, lambda console: console.show_device(device))
+    emit({"device": found}, as_json=as_json, text=lambda: _page(found))
+
+
+def _order(name: str, help_text: str, *, asks: str = "") -> None:
+    """Add the verb *name*; one that *asks* takes --yes."""
+
+    def order(*, device: str, directory: Path | None, reason: str, as_json: bool, yes: bool = True) -> None:
+        from casemate.fleet.states import Event
+
+        if not yes:
+            confirm(asks.format(device))
+        state, known = on_console(directory, lambda console: console.change_device(device, Event(name), reason))
+        result = {"id": known, "device": device, "state": str(state)}
+        emit(result, as_json=as_json, text=f"{device} is {_coloured(str(state))}")
+
+    options: list[Callable[[Any], Any]] = [
+        click.argument("device"),
+        dir_option,
+        click.option("--reason", default="", metavar="TEXT", help="Why; goes into the audit log."),
+        json_option,
+    ]
+    for option in reversed([*options, yes_option] if asks else options):
+        order = option(order)
+    command.command(name, help=help_text)(order)
+
+
+_order("approve", "Let DEVICE in that asked with a token that needs a yes.")
+_order("revoke", "Shut DEVICE out: its certificates are void within a second, on open connections too.")
+_order("quarantine", "Cut DEVICE off from everything but this fleet, and stop its engine.")
+_order("release", "End the quarantine of DEVICE.")
+_order(
+    "wipe",
+    "Have DEVICE destroy its keys at its next contact; nothing is granted to it any more.",
+    asks="wipe {}? its keys are destroyed for ever",
+)
+
+
+def moment(seconds: float | None) -> str:
+    """Return a moment as people read it, UTC."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M") if seconds else "-"
+
+
+def _coloured(state: str) -> str:
+    return style(state, _COLOURS.get(state, "bad"))
+
+
+def _row(device: dict[str, Any]) -> tuple[str, ...]:
+    seen, expires = moment(device["last_seen"]), moment(device["certificate_expires"])
+    return device["asset"], device["state"], device["assurance"], seen, expires, device["id"]
+
+
+def _page(device: dict[str, Any]) -> str:
+    moments = ("last_seen", "certificate_expires", "created")
+    plain = {key: value for key, value in device.items() if not isinstance(value, list)}
+    shown = {key: moment(value) if key in moments else value for key, value in plain.items()}
+    lines = [f"{key.replace('_', ' '):20} {'-' if value in {None, ''} else value}" for key, value in shown.items()]
+    history = [f"  {moment(each['time'])}  {each['actor']:12} {each['action']}" for each in reversed(device["history"])]
+    return "\n".join([*lines, "history", *history])

@@ -1,0 +1,67 @@
+"""The applications behind the three listeners. What is not in a table here is answered 404."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
+from casemate.fleet import checkin, est
+from casemate.fleet.commands import Commander
+from casemate.fleet.context import Fleet
+from casemate.fleet.exchange import problem
+from casemate.fleet.peer import Peers
+from casemate.fleet.store import schema
+
+
+def enrolment_app(fleet: Fleet) -> Starlette:
+    """Return what anybody can reach: how to become a device."""
+    return _app(fleet, [*est.OPEN_ROUTES])
+
+
+def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
+    """Return what enrolled devices can reach."""
+    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES])
+    app.state.peers = peers
+    return app
+
+
+def people_app(fleet: Fleet, commander: Commander | None) -> Starlette:
+    """Return what people reach; only with *commander* can anything be ordered."""
+    app = _app(fleet, [Route("/healthz", _health), Route("/metrics", _metrics)])
+    app.state.commander = commander
+    return app
+
+
+async def _health(request: Request) -> Response:
+    """Answer 200 when the database answers, with the schema of this version."""
+    try:
+        ready = await schema.revision(request.app.state.fleet.store) == schema.newest()
+    except CasemateError:
+        ready = False
+    return JSONResponse({"ok": ready}, 200 if ready else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(request.app.state.fleet.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _app(fleet: Fleet, routes: list[Route]) -> Starlette:
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.state.fleet = fleet
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what routing refuses as a problem, too."""
+    del request
+    status: Any = getattr(error, "status_code", 500)
+    kinds: dict[int, CasemateError] = {404: NotFoundError("nothing is here"), 405: UsageError("not with this method")}
+    response = problem(kinds.get(status, OperationError("the server failed")))
+    response.status_code = status
+    return response

@@ -1,0 +1,93 @@
+"""The server's own console: who can read the fleet's directory can do everything, and is written down as doing it.
+
+It works on the database directly, so it is there when nobody can log in. A running server hears within a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+from collections.abc import AsyncIterator
+from typing import Any
+
+from casemate.clock import Clock
+from casemate.errors import OperationError
+from casemate.fleet import devices, enrolment, listing
+from casemate.fleet.commands import Commander
+from casemate.fleet.context import Fleet
+from casemate.fleet.devices import Change
+from casemate.fleet.enrolment import NewToken, Wanted
+from casemate.fleet.home import FleetHome
+from casemate.fleet.listing import Filter
+from casemate.fleet.states import Event, State
+from casemate.fleet.store import schema
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Console:
+    """The person at the console, and the fleet."""
+
+    fleet: Fleet
+    commander: Commander
+    actor: str
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, home: FleetHome, clock: Clock) -> AsyncIterator[Console]:
+        """Open the fleet in *home*.
+
+        Raises:
+            NotFoundError: there is none.
+            OperationError: its database has another version's schema.
+
+        """
+        fleet = Fleet.open(home, clock)
+        try:
+            if await schema.revision(fleet.store) != schema.newest():
+                raise OperationError(
+                    "the database is not of this version", hint="start `casemate fleet serve` once: it migrates"
+                )
+            commander = Commander(fleet.settings.fleet, home.signing_key("commands"))
+            yield cls(fleet, commander, f"console:{getpass.getuser()}"[:128])
+        finally:
+            await fleet.store.close()
+
+    async def create_token(self, wanted: Wanted) -> NewToken:
+        """Make a one-time token."""
+        return await enrolment.create_token(self.fleet, wanted, self.actor)
+
+    async def list_tokens(self) -> list[dict[str, Any]]:
+        """Return tokens without their secrets."""
+        return await enrolment.list_tokens(self.fleet)
+
+    async def revoke_token(self, name: str) -> None:
+        """Make a token worthless."""
+        await enrolment.revoke_token(self.fleet, name, self.actor)
+
+    async def list_devices(self, chosen: Filter, limit: int) -> list[dict[str, Any]]:
+        """Return up to *limit* devices."""
+        found: list[dict[str, Any]] = []
+        cursor, now = "", self.fleet.clock.wall()
+        async with self.fleet.store.read() as connection:
+            while len(found) < limit:
+                size = min(limit - len(found), listing.MAX_PAGE)
+                page = await listing.page(connection, chosen, now, cursor=cursor, size=size)
+                found += page.devices
+                cursor = page.cursor
+                if not cursor:
+                    break
+        return found
+
+    async def show_device(self, name: str) -> dict[str, Any]:
+        """Return one device and its history."""
+        async with self.fleet.store.read() as connection:
+            return await listing.show(connection, name, self.fleet.clock.wall())
+
+    async def change_device(self, name: str, event: Event, reason: str) -> tuple[State, str]:
+        """Move a device through *event*; returns its new state and its id."""
+        change = Change(event, self.actor, self.fleet.clock.wall(), reason)
+        async with self.fleet.store.write() as connection:
+            known = (await devices.find(connection, name)).id
+            state = await devices.apply(connection, self.fleet.audit, known, change, self.commander)
+        return state, known

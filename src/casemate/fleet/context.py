@@ -1,0 +1,60 @@
+"""What every part of a running server shares, made once and handed down; nothing of it is global."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from casemate.clock import Clock
+from casemate.fleet import pki
+from casemate.fleet.audit import AuditLog
+from casemate.fleet.home import FleetHome, Settings
+from casemate.fleet.identity import Directory
+from casemate.fleet.metrics import Metrics
+from casemate.fleet.pki import Authority
+from casemate.fleet.seen import WriteBehind
+from casemate.fleet.store import Store
+from casemate.fleet.wake import Hub
+
+
+@dataclasses.dataclass(slots=True)
+class Fleet:
+    """The services. `authority` is replaced when an intermediate is rotated, everything else stays."""
+
+    home: FleetHome
+    settings: Settings
+    store: Store
+    clock: Clock
+    authority: Authority
+    audit: AuditLog
+    directory: Directory
+    seen: WriteBehind
+    hub: Hub
+    metrics: Metrics
+    devices_url: str = ""
+    """Where devices connect; known when the listeners are bound."""
+    device_count: int = 0
+    """How many devices there are, as of the last sweep: it sets how often they call."""
+
+    @classmethod
+    def open(cls, home: FleetHome, clock: Clock, *, database: str | None = None) -> Fleet:
+        """Wire the services of the fleet in *home*; nothing connects yet.
+
+        Raises:
+            NotFoundError: no fleet there, or a part of it is missing.
+
+        """
+        settings = home.settings()
+        store = Store(database or settings.database)
+        metrics = Metrics()
+        return cls(
+            home=home,
+            settings=settings,
+            store=store,
+            clock=clock,
+            authority=pki.load(home, clock),
+            audit=AuditLog(settings.fleet, home.signing_key("audit")),
+            directory=Directory(store, clock),
+            seen=WriteBehind(store, metrics),
+            hub=Hub(),
+            metrics=metrics,
+        )

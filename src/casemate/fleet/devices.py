@@ -1,0 +1,132 @@
+"""Changing a device's record: one transition of the table in `states`, its consequences, and its audit entry, together.
+
+Every function works in the caller's transaction. Who may call them is decided above (command line, API).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from casemate.errors import NotFoundError, UsageError
+from casemate.fleet import states
+from casemate.fleet.audit import Act, AuditLog
+from casemate.fleet.commands import Commander
+from casemate.fleet.states import Event, State
+from casemate.fleet.store import tables
+from casemate.fleet.wake import note_change
+from casemate.formats.envelope import Verb
+
+_VERBS = {Event.QUARANTINE: Verb.QUARANTINE, Event.RELEASE: Verb.RELEASE, Event.WIPE: Verb.WIPE}
+_ENDS_CERTIFICATES = (State.REVOKED, State.REPLACED, State.WIPED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """Who wants what, when and why."""
+
+    event: Event
+    actor: str
+    now: float
+    reason: str = ""
+
+
+async def find(connection: AsyncConnection, name: str, *, lock: bool = False) -> sa.Row[Any]:
+    """Return the row of the device with this id, or else the one that carries this asset tag.
+
+    Raises:
+        NotFoundError: neither.
+
+    """
+    device = tables.device.c
+    query = sa.select(tables.device)
+    by_id = (
+        query.where(device.id == name.lower())
+        if _is_id(name)
+        else query.where(device.asset == name, device.state.in_(states.CARRIES_ASSET))
+        .order_by(device.created.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(by_id.with_for_update() if lock else by_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no device {name!r}", hint="`casemate fleet device list` shows them")
+    return row
+
+
+async def apply(
+    connection: AsyncConnection, audit: AuditLog, device: str, change: Change, commander: Commander | None = None
+) -> State:
+    """Move *device* (an id or an asset tag) through *change*; returns its new state.
+
+    Raises:
+        NotFoundError: no such device.
+        PolicyDeniedError: not in its state.
+        UsageError: the change is a command and nobody here can sign one.
+
+    """
+    row = await find(connection, device, lock=True)
+    new = states.after(State(row.state), change.event)
+    verb = _VERBS.get(change.event)
+    if verb is not None and commander is None:
+        raise UsageError("this process cannot sign commands")
+    await connection.execute(
+        sa.update(tables.device).where(tables.device.c.id == row.id).values(state=str(new), changed=change.now)
+    )
+    if new in _ENDS_CERTIFICATES:
+        await _end_certificates(connection, row.id)
+    if verb is not None and commander is not None:
+        await commander.issue(connection, row.id, verb, actor=change.actor, now=change.now, reason=change.reason)
+    await note_change(connection, row.id, "state", change.now)
+    detail = {"from": row.state, "to": str(new)} | ({"reason": change.reason} if change.reason else {})
+    await audit.append(connection, Act(change.actor, f"device.{change.event}", row.id, row.asset, detail), change.now)
+    return new
+
+
+async def create(
+    connection: AsyncConnection, audit: AuditLog, *, asset: str, group: str, state: State, by: str, key: str, now: float
+) -> str:
+    """Make the record of a device that carries *asset* from now on, and return its id.
+
+    The one that carried the tag before is replaced; the tag's history goes on. *by* is "token" or "tpm", *key* the
+    SHA-256 (hex) of the public key it enrols with.
+    """
+    device = tables.device.c
+    older = await connection.execute(
+        sa.select(device.id).where(device.asset == asset, device.state.in_(states.CARRIES_ASSET)).with_for_update()
+    )
+    before = [row.id for row in older]
+    name = str(uuid.uuid4())
+    for each in before:
+        await apply(connection, audit, each, Change(Event.REPLACE, "server", now, f"replaced by {name}"))
+    await connection.execute(
+        sa.insert(tables.device).values(
+            id=name,
+            asset=asset,
+            group_name=group,
+            state=str(state),
+            enrolled_by=by,
+            created=now,
+            changed=now,
+            replaces=before[-1] if before else None,
+            key_digest=key,
+        )
+    )
+    return name
+
+
+async def _end_certificates(connection: AsyncConnection, device: str) -> None:
+    cert = tables.device_cert.c
+    await connection.execute(
+        sa.update(tables.device_cert).where(cert.device_id == device, cert.state == "active").values(state="revoked")
+    )
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return str(uuid.UUID(name)) == name.lower()
+    except ValueError:
+        return False

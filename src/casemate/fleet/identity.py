@@ -1,0 +1,163 @@
+"""Who is calling: the serial number of the connection's certificate, looked up in our own records on every request.
+
+The TLS layer proved that the caller holds the key of a certificate we issued. Whether that certificate and that device
+still count is decided here, from the database, at most `FRESH` seconds ago: a revocation reaches kept-alive and resumed
+connections without a list. Look-ups that arrive together become one query, so a hundred thousand devices that each call
+once a minute cost a query per batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from casemate.clock import Clock
+from casemate.errors import NotAuthorisedError, PolicyDeniedError
+from casemate.fleet.states import State, Use, may
+from casemate.fleet.store import Store, tables
+
+FRESH: Final = 0.9
+"""Seconds; a change made in this process, or heard of, is seen at once."""
+_KEPT: Final = 50_000
+_BATCH: Final = 500
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """A device as our records have it."""
+
+    id: str
+    asset: str
+    group: str
+    state: State
+    serial: str
+    certificate_state: str
+    not_before: float
+    not_after: float
+    commands_waiting: int
+    assurance: str
+    assurance_expires: float
+    inventory: str | None
+    attests: bool
+    """It enrolled with a TPM: it can be asked for evidence."""
+
+
+class Directory:
+    """Records of devices by certificate serial."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        """Read from *store*."""
+        self._store = store
+        self._clock = clock
+        self._held: collections.OrderedDict[str, tuple[float, Known | None]] = collections.OrderedDict()
+        self._serials: dict[str, set[str]] = {}
+        self._asked: dict[str, asyncio.Future[Known | None]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    async def admit(self, serial: str, use: Use) -> Known:
+        """Return the device that may do *use* now.
+
+        Raises:
+            NotAuthorisedError: no such certificate, expired, superseded or revoked.
+            PolicyDeniedError: the device's state forbids it.
+
+        """
+        known = await self.find(serial)
+        now = self._clock.wall()
+        if known is None or known.certificate_state != "active" or not known.not_before <= now <= known.not_after:
+            raise NotAuthorisedError("this certificate is not one of an enrolled device", hint="enrol again")
+        if known.state is State.REVOKED:
+            raise NotAuthorisedError("this device was revoked")
+        if not may(known.state, use):
+            raise PolicyDeniedError(f"a device that is {known.state} may not do this")
+        return known
+
+    async def find(self, serial: str) -> Known | None:
+        """Return the record behind *serial*, at most `FRESH` seconds old."""
+        held = self._held.get(serial)
+        if held and self._clock.monotonic() - held[0] < FRESH:
+            return held[1]
+        future = self._asked.get(serial)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            self._asked[serial] = future
+            if self._worker is None or self._worker.done():
+                self._worker = asyncio.create_task(self._answer())
+        return await asyncio.shield(future)
+
+    def forget(self, device: str) -> None:
+        """Drop what is held about *device*: it changed."""
+        for serial in self._serials.pop(device, ()):
+            self._held.pop(serial, None)
+
+    async def _answer(self) -> None:
+        while self._asked:
+            batch = dict(list(self._asked.items())[:_BATCH])
+            for serial in batch:
+                del self._asked[serial]  # who asks from here on may need something newer
+            # the moment counts from before the query: what is read cannot be younger
+            started = self._clock.monotonic()
+            try:
+                found = await self._query(list(batch))
+            except Exception as error:  # noqa: BLE001 - whoever waits gets the failure; nobody is let through
+                for future in batch.values():
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # a caller that left must not become a warning
+                continue
+            for serial, future in batch.items():
+                known = found.get(serial)
+                self._keep(serial, started, known)
+                if not future.done():
+                    future.set_result(known)
+
+    def _keep(self, serial: str, started: float, known: Known | None) -> None:
+        self._held[serial] = (started, known)
+        self._held.move_to_end(serial)
+        if known:
+            self._serials.setdefault(known.id, set()).add(serial)
+        while len(self._held) > _KEPT:
+            old, (_, gone) = self._held.popitem(last=False)
+            if gone and (serials := self._serials.get(gone.id)):
+                serials.discard(old)
+                if not serials:
+                    del self._serials[gone.id]
+
+    async def _query(self, serials: list[str]) -> dict[str, Known]:
+        async with self._store.read() as connection:
+            rows = await connection.execute(_LOOK_UP, {"serials": serials})
+            return {row.serial: _known(row) for row in rows}
+
+
+def _known(row: sa.Row[*tuple[Any, ...]]) -> Known:
+    values = row._asdict()
+    values |= {"state": State(values["state"]), "attests": values["attests"] is not None}
+    return Known(**values)
+
+
+_device, _cert = tables.device.c, tables.device_cert.c
+_LOOK_UP: Final = (
+    sa.select(
+        _device.id,
+        _device.asset,
+        _device.group_name.label("group"),
+        _device.state,
+        _cert.serial,
+        _cert.state.label("certificate_state"),
+        _cert.not_before,
+        _cert.not_after,
+        _device.commands_waiting,
+        _device.assurance,
+        _device.assurance_expires,
+        tables.device_packages.c.digest.label("inventory"),
+        tables.tpm_identity.c.device_id.label("attests"),
+    )
+    .join_from(tables.device_cert, tables.device)
+    .outerjoin(tables.device_packages, tables.device_packages.c.device_id == _device.id)
+    .outerjoin(tables.tpm_identity, tables.tpm_identity.c.device_id == _device.id)
+    .where(_cert.serial.in_(sa.bindparam("serials", expanding=True)))
+)

@@ -1,0 +1,232 @@
+"""uvicorn on sockets that are bound already, with the peer's certificate in reach and deadlines it lacks.
+
+`PeerProtocol` uses two internals of uvicorn (`scope` before `on_headers_complete`, `transport`): the version is pinned
+by the lock file, and a start-up self-test fails when they go away. The devices' context requires TLS 1.3 and a
+certificate of our authority; there is no way to make it without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from casemate.config import parse_address
+from casemate.errors import ConfigError, HostError, OperationError
+from casemate.fleet.peer import EXTENSION, Peer, read_peer
+
+HEAD_SECONDS: Final = 10.0
+HEAD_BYTES: Final = 32 * 1024
+MESSAGE_SECONDS: Final = 60.0
+HANDSHAKE_SECONDS: Final = 10.0
+KEEP_ALIVE_SECONDS: Final = 960
+"""Longer than the longest check-in interval: a handshake costs twenty times a check-in."""
+STALL_SECONDS: Final = 60.0
+BACKLOG: Final = 4096
+_UNIX: Final = "unix:"
+
+
+class PeerProtocol(HttpToolsProtocol):
+    """HTTP/1.1 that knows the certificate of its connection and does not wait for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _head = 0
+    _in_head = True
+    _peer: Peer | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Read the certificate once; begin to wait for a head."""
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls else None
+        self._peer = read_peer(certificate) if certificate else None
+        self._wait(HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop()
+        if self._stall:
+            self._stall.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bound the head: in time, and in size."""
+        if self._in_head:
+            if self._timer is None:
+                self._wait(HEAD_SECONDS)  # the first byte after a pause
+            self._head += len(data)
+        super().data_received(data)
+        if self._in_head and self._head > HEAD_BYTES:
+            self._abort()
+
+    def on_headers_complete(self) -> None:
+        """Hand the certificate on; from here the whole message has a deadline."""
+        self._in_head, self._head = False, 0
+        self._wait(MESSAGE_SECONDS)
+        self.scope.setdefault("extensions", {})[EXTENSION] = self._peer  # type: ignore[assignment]
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Stop waiting: the time is ours now."""
+        self._stop()
+        self._in_head = True
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever."""
+        self._stall = self.loop.call_later(STALL_SECONDS, self._abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Go on: it reads again."""
+        if self._stall:
+            self._stall.cancel()
+        super().resume_writing()
+
+    def _wait(self, seconds: float) -> None:
+        self._stop()
+        self._timer = self.loop.call_later(seconds, self._abort)
+
+    def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _abort(self) -> None:
+        if self.transport and not self.transport.is_closing():
+            self.transport.abort()
+
+
+class Listener(uvicorn.Server):
+    """One application on one bound socket; the process, not uvicorn, handles signals."""
+
+    def __init__(self, app: Any, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Serve *app* on *sock*; without *tls* the socket must be a unix one."""
+        if tls is None and sock.family != socket.AF_UNIX:
+            raise ConfigError("a listener without TLS must be a unix socket")
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http=PeerProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=2,
+        )
+        super().__init__(config)
+        self._sock = sock
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; unlike uvicorn, with a deadline for the TLS handshake."""
+        del sockets
+
+        def protocol() -> PeerProtocol:
+            return PeerProtocol(config=self.config, server_state=self.server_state, app_state={})
+
+        loop = asyncio.get_running_loop()
+        deadline = HANDSHAKE_SECONDS if self._tls else None
+        server = await loop.create_server(
+            protocol, sock=self._sock, ssl=self._tls, ssl_handshake_timeout=deadline, backlog=BACKLOG
+        )
+        self.servers = [server]
+        self.started = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def bind(address: str) -> socket.socket:
+    """Return a bound socket for HOST:PORT (port 0: any) or unix:PATH (0660, made anew).
+
+    Raises:
+        ConfigError: not an address.
+        OperationError: it is taken, or not ours to bind.
+
+    """
+    try:
+        if address.startswith(_UNIX):
+            return _bind_unix(Path(address.removeprefix(_UNIX)))
+        host, port = parse_address(address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except ValueError as error:
+        raise ConfigError(f"{address!r} {error}") from error
+    except OSError as error:
+        raise OperationError(f"cannot listen on {address}: {error.strerror or error}") from error
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """Return where *sock* listens: https://host:port, or unix:PATH."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"{_UNIX}{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"https://{host}:{name[1]}"
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return a context for clients that may be anybody: TLS 1.3, no certificate asked for.
+
+    Raises:
+        ConfigError: the files do not work.
+
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the TLS certificate {certificate} and its key do not work: {error}") from error
+    return context
+
+
+def device_context(certificate: Path, key: Path, authorities: list[str]) -> ssl.SSLContext:
+    """Return a context that lets nobody in without a certificate issued below *authorities* (PEM).
+
+    Raises:
+        ConfigError: the files do not work.
+        HostError: the library would not insist on a certificate.
+
+    """
+    context = server_context(certificate, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata="".join(authorities))
+    if (
+        context.verify_mode is not ssl.CERT_REQUIRED
+        or len(context.get_ca_certs()) < len(authorities)
+        or not authorities
+    ):
+        raise HostError("no authority for devices: refusing to listen")
+    return context
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    before = os.umask(0o117)  # never a moment in which others could connect
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
+    return sock

@@ -1,0 +1,181 @@
+"""`casemate fleet serve`: from an empty directory to three listeners that were proven to refuse strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+import socket
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from casemate.clock import Clock
+from casemate.crypto import x509
+from casemate.errors import UsageError
+from casemate.fleet import listeners, pki, selftest, upkeep
+from casemate.fleet.app import devices_app, enrolment_app, people_app
+from casemate.fleet.commands import Commander
+from casemate.fleet.context import Fleet
+from casemate.fleet.home import FleetHome, Settings
+from casemate.fleet.peer import ProxyPeers, TlsPeers
+from casemate.fleet.store import Store, schema
+from casemate.fleet.store.database import sqlite_url
+
+LISTENERS: Final = ("people", "devices", "enrol")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line gave. An address is HOST:PORT or unix:PATH; empty: this listener runs elsewhere."""
+
+    people: str = "127.0.0.1:0"
+    devices: str = "127.0.0.1:0"
+    enrol: str = "127.0.0.1:0"
+    database: str | None = None
+    names: tuple[str, ...] = ()
+    devices_url: str | None = None
+    tls: tuple[Path, Path] | None = None
+    """Certificate chain and key for people's browsers (PEM)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a server listens."""
+
+    people: str
+    devices: str
+    enrol: str
+    ca: str
+    first: bool
+    """The fleet was made just now."""
+
+
+async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
+    """Make the fleet if there is none and migrate its database; returns whether it is new.
+
+    Raises:
+        UsageError: the directory holds something else.
+        OperationError: the database cannot be reached or migrated.
+
+    """
+    new = not home.exists
+    if new:
+        home.create()
+        fleet = uuid.uuid4().hex
+        pki.create(home, fleet, clock)
+        database = options.database or sqlite_url(home.path / "fleet.db")
+        settings = Settings(fleet=fleet, database=database, names=options.names, devices_url=options.devices_url or "")
+    else:
+        settings = home.settings()
+        settings = Settings(
+            fleet=settings.fleet,
+            database=options.database or settings.database,
+            names=options.names or settings.names,
+            devices_url=settings.devices_url if options.devices_url is None else options.devices_url,
+        )
+    store = Store(settings.database)
+    try:
+        await schema.upgrade(store)
+    finally:
+        await store.close()
+    home.save_settings(settings)  # last: what it says is true now
+    return new
+
+
+async def serve(
+    home: FleetHome, clock: Clock, options: Options, ready: Callable[[Fleet, Ready], Awaitable[None]]
+) -> None:
+    """Serve until SIGTERM or SIGINT; *ready* is awaited once everything listens and strangers were refused.
+
+    Raises:
+        HostError: the self-test failed: nothing was served.
+
+    """
+    new = await prepare(home, clock, options)
+    fleet = Fleet.open(home, clock)
+    sockets = {name: listeners.bind(address) for name, address in _addresses(options).items() if address}
+    if not sockets:
+        raise UsageError("nothing to serve: every listener is switched off")
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    addresses = {name: listeners.address_of(sock) for name, sock in sockets.items()}
+    fleet.devices_url = fleet.settings.devices_url or addresses.get("devices", "")
+    # the commands key is opened only where people are served: a process with the devices' listeners alone never has it
+    commander = Commander(fleet.settings.fleet, home.signing_key("commands")) if "people" in sockets else None
+    servers = {name: _listener(name, sock, fleet, commander, options) for name, sock in sockets.items()}
+    running = [asyncio.create_task(server.serve(), name=name) for name, server in servers.items()]
+    running += [
+        asyncio.create_task(upkeep.run(task, stopping), name=task.name) for task in upkeep.tasks(fleet, commander)
+    ]
+    try:
+        await _listening(servers)
+        if "devices" in sockets and sockets["devices"].family != socket.AF_UNIX:
+            host, port = sockets["devices"].getsockname()[:2]
+            await selftest.prove_that_strangers_are_refused(_reachable(host), port, fleet.authority, clock.wall())
+        shown = {name: addresses.get(name, "") for name in LISTENERS}
+        await ready(fleet, Ready(**shown, ca=str(home.root), first=new))
+        await _until_stopped(stopping, running)
+    finally:
+        stopping.set()
+        fleet.hub.close()
+        for server in servers.values():
+            server.should_exit = True
+        await asyncio.gather(*running, return_exceptions=True)
+        with contextlib.suppress(Exception):  # what could not be written comes again with the next check-ins
+            await fleet.seen.flush()
+        await fleet.store.close()
+
+
+def _addresses(options: Options) -> dict[str, str]:
+    return {"people": options.people, "devices": options.devices, "enrol": options.enrol}
+
+
+def _listener(
+    name: str, sock: socket.socket, fleet: Fleet, commander: Commander | None, options: Options
+) -> listeners.Listener:
+    proxied = sock.family == socket.AF_UNIX
+    app: Any
+    if name == "enrol":
+        app = enrolment_app(fleet)
+    elif name == "devices":
+        app = devices_app(fleet, ProxyPeers(fleet) if proxied else TlsPeers())
+    else:
+        app = people_app(fleet, commander)
+    if proxied:
+        return listeners.Listener(app, sock, None)
+    own = pki.listener_certificate(fleet.home, _names(sock, fleet.settings), fleet.clock)
+    if name == "devices":
+        authorities = [x509.to_pem(each) for each in fleet.authority.chain()]
+        return listeners.Listener(app, sock, listeners.device_context(*own, authorities))
+    chosen = options.tls if name == "people" and options.tls else own
+    return listeners.Listener(app, sock, listeners.server_context(*chosen))
+
+
+def _names(sock: socket.socket, settings: Settings) -> tuple[str, ...]:
+    """Return the names a listener's certificate holds: what was configured, and where it can be reached from here."""
+    del sock
+    host = socket.gethostname()
+    return tuple(dict.fromkeys((*settings.names, host, "localhost", "127.0.0.1", "::1")))
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is compared, not bound
+
+
+async def _listening(servers: dict[str, listeners.Listener]) -> None:
+    while not all(server.started for server in servers.values()):  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+
+
+async def _until_stopped(stopping: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+    """Wait for a signal, or for a part that ended although it must not."""
+    waiter = asyncio.create_task(stopping.wait())
+    done, _ = await asyncio.wait([waiter, *running], return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    for task in done - {waiter}:
+        task.result()

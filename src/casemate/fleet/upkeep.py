@@ -1,0 +1,111 @@
+"""What runs beside the requests: flushing, hearing of changes, sweeping. A task that fails is tried again, and said."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import sqlalchemy as sa
+
+from casemate.errors import CasemateError
+from casemate.fleet import commands, inventory
+from casemate.fleet.commands import Commander
+from casemate.fleet.context import Fleet
+from casemate.fleet.seen import FLUSH_SECONDS
+from casemate.fleet.states import State
+from casemate.fleet.store import tables
+from casemate.fleet.wake import POLL_SECONDS, ChangeReader
+
+SWEEP_SECONDS: Final = 15.0
+PRUNE_SECONDS: Final = 3600.0
+ROLLUPS_KEPT: Final = 30 * 86400.0
+NONCES_KEPT: Final = 3600.0
+_BACK_OFF: Final = 10.0
+_log = logging.getLogger("casemate.fleet")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """Something done every so many seconds."""
+
+    name: str
+    seconds: float
+    act: Callable[[], Awaitable[object]]
+
+
+def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
+    """Return what a server does beside answering; the sweep of commands only where they can be signed."""
+    changes = ChangeReader(fleet.store)
+
+    async def hear() -> None:
+        for device in await changes.poll(fleet.clock.wall()):
+            fleet.directory.forget(device)
+            fleet.hub.wake(device)
+
+    async def prune() -> None:
+        await changes.prune(fleet.clock.wall())
+        await _prune(fleet)
+
+    rows = [
+        Task("flush", FLUSH_SECONDS, fleet.seen.flush),
+        Task("hear", POLL_SECONDS, hear),
+        Task("count", SWEEP_SECONDS, lambda: count(fleet)),
+        Task("prune", PRUNE_SECONDS, prune),
+    ]
+    if commander is not None:
+        signer = commander  # bound for the closure below
+
+        async def sweep() -> None:
+            now = fleet.clock.wall()
+            async with fleet.store.write() as connection:
+                await signer.renew(connection, now)
+                await commands.expire(connection, now)
+
+        rows.append(Task("commands", SWEEP_SECONDS, sweep))
+    return rows
+
+
+async def run(task: Task, stopping: asyncio.Event) -> None:
+    """Do *task* until *stopping*; a failure is logged once a row and tried again."""
+    failed = False
+    while not stopping.is_set():
+        try:
+            await task.act()
+        except CasemateError as error:
+            if not failed:
+                _log.warning("%s: %s", task.name, error.message)
+            failed = True
+        except Exception:  # noqa: BLE001 - a task that ends silently stops the fleet's clock
+            _log.exception("%s failed", task.name)
+            failed = True
+        else:
+            failed = False
+        try:
+            async with asyncio.timeout(min(task.seconds * 4, _BACK_OFF) if failed else task.seconds):
+                await stopping.wait()
+        except TimeoutError:
+            pass
+
+
+async def count(fleet: Fleet) -> None:
+    """Count devices by state, for the interval of check-ins and for Prometheus."""
+    state = tables.device.c.state
+    async with fleet.store.read() as connection:
+        rows = (await connection.execute(sa.select(state, sa.func.count()).group_by(state))).all()
+    found = {row[0]: row[1] for row in rows}
+    for each in State:
+        fleet.metrics.devices.labels(str(each)).set(found.get(str(each), 0))
+    fleet.device_count = sum(found.get(str(each), 0) for each in (State.ENROLLED, State.QUARANTINED, State.WIPING))
+
+
+async def _prune(fleet: Fleet) -> None:
+    now = fleet.clock.wall()
+    rollup, nonce, session = tables.health_rollup, tables.attest_nonce, tables.session
+    async with fleet.store.write() as connection:
+        await connection.execute(sa.delete(rollup).where(rollup.c.bucket < int(now - ROLLUPS_KEPT)))
+        await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
+        await connection.execute(sa.delete(session).where(session.c.expires < now))
+        await inventory.prune(connection)

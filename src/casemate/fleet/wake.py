@@ -1,0 +1,133 @@
+"""The wake stream: one open response per device, so that a command acts in seconds and not at the next check-in.
+
+A stream carries no command. It says "call now"; the device then checks in, and what it fetches is signed. Streams end
+when the device may not have one any more, and after `MAX_SECONDS` in any case. What other processes changed is read
+from the table `change`, a few rows behind the newest so that a transaction that commits late is not missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from casemate.fleet.store import Store, tables
+
+MAX_SECONDS: Final = 3600.0
+KEEP_ALIVE: Final = 25.0
+"""Seconds between comments on an idle stream: shorter than what home routers forget a connection after."""
+POLL_SECONDS: Final = 0.25
+_OVERLAP: Final = 10.0
+"""Seconds of changes that are read again: ids are given before a transaction commits."""
+_KEPT: Final = 3600.0
+PER_DEVICE: Final = 2
+"""Streams of one device; an older one ends when a third comes."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Stream:
+    """One open wake stream."""
+
+    device: str
+    event: asyncio.Event
+    closed: bool = False
+
+    def end(self) -> None:
+        """Have its response finish."""
+        self.closed = True
+        self.event.set()
+
+
+class Hub:
+    """The open streams of this process."""
+
+    def __init__(self) -> None:
+        """Nobody listens yet."""
+        self._streams: dict[str, list[Stream]] = {}
+        self.count = 0
+
+    def join(self, device: str) -> Stream:
+        """Open a stream."""
+        stream = Stream(device, asyncio.Event())
+        held = self._streams.setdefault(device, [])
+        held.append(stream)
+        self.count += 1
+        if len(held) > PER_DEVICE:
+            held[0].end()
+        return stream
+
+    def leave(self, stream: Stream) -> None:
+        """Forget a stream."""
+        held = self._streams.get(stream.device, [])
+        if stream in held:
+            held.remove(stream)
+            self.count -= 1
+        if not held:
+            self._streams.pop(stream.device, None)
+
+    def wake(self, device: str) -> None:
+        """Have every stream of *device* look again whether it may go on, and tell the device to call."""
+        for stream in self._streams.get(device, ()):
+            stream.event.set()
+
+    def close(self) -> None:
+        """End every stream: the server stops."""
+        for held in list(self._streams.values()):
+            for stream in list(held):
+                stream.end()
+
+
+async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+    """Yield the bytes of a wake stream until `admitted()` says no, or its time is over."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + MAX_SECONDS
+    yield b"retry: 5000\nevent: hello\ndata: {}\n\n"
+    while not stream.closed and loop.time() < end:
+        try:
+            async with asyncio.timeout(KEEP_ALIVE):
+                await stream.event.wait()
+        except TimeoutError:
+            yield b":\n\n"
+            continue
+        stream.event.clear()
+        if stream.closed or not await admitted():
+            break
+        yield b"event: wake\ndata: {}\n\n"
+    yield b"event: bye\ndata: {}\n\n"
+
+
+async def note_change(connection: AsyncConnection, device: str, kind: str, now: float) -> None:
+    """Have every process of the fleet hear, within `POLL_SECONDS`, that *device* changed."""
+    await connection.execute(sa.insert(tables.change).values(device_id=device, kind=kind, created=now))
+
+
+class ChangeReader:
+    """Reads what changed since the last call, each change once."""
+
+    def __init__(self, store: Store) -> None:
+        """Begin with what changes from now on."""
+        self._store = store
+        self._told: dict[int, float] = {}
+        self._started = False
+
+    async def poll(self, now: float) -> list[str]:
+        """Return the devices that changed."""
+        change = tables.change.c
+        async with self._store.read() as connection:
+            query = sa.select(change.id, change.device_id).where(change.created > now - _OVERLAP).order_by(change.id)
+            rows = (await connection.execute(query)).all()
+        news = [row for row in rows if row.id not in self._told]
+        self._told = {row.id: now for row in rows}
+        if not self._started:
+            self._started = True
+            return []
+        return list(dict.fromkeys(row.device_id for row in news))
+
+    async def prune(self, now: float) -> None:
+        """Delete changes that everybody has read long ago."""
+        async with self._store.write() as connection:
+            await connection.execute(sa.delete(tables.change).where(tables.change.c.created < now - _KEPT))
