@@ -19,8 +19,9 @@ Result = TypeVar("Result")
 _ELSEWHERE: Final = {
     "token": "casemate.cli.fleet_token",
     "device": "casemate.cli.fleet_device",
+    "ca": "casemate.cli.fleet_ca",
 }
-_ORDER: Final = ("serve", "token", "device")
+_ORDER: Final = ("serve", "token", "device", "ca")
 
 
 class FleetTree(click.Group):

@@ -9,11 +9,13 @@ import contextlib
 import dataclasses
 import getpass
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from casemate.clock import Clock
 from casemate.errors import OperationError
-from casemate.fleet import devices, enrolment, listing
+from casemate.fleet import devices, enrolment, listing, pki
+from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.devices import Change
@@ -91,3 +93,19 @@ class Console:
             known = (await devices.find(connection, name)).id
             state = await devices.apply(connection, self.fleet.audit, known, change, self.commander)
         return state, known
+
+    async def export_root(self, out: Path) -> None:
+        """Move the root's key away; written down first, because it cannot be taken back."""
+        async with self.fleet.store.write() as connection:
+            act = Act(self.actor, "ca.export-root", detail={"file": out.name})
+            await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
+        pki.export_root(self.fleet.home, out)
+
+    async def rotate_intermediate(self, root_key: Path | None) -> Path:
+        """Make the next intermediate and return its certificate's path."""
+        key = pki.root_key(self.fleet.home, root_key)
+        made = pki.rotate_intermediate(self.fleet.home, key, self.fleet.clock)
+        async with self.fleet.store.write() as connection:
+            act = Act(self.actor, "ca.rotate", detail={"intermediate": made.name})
+            await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
+        return made
