@@ -50,7 +50,7 @@ def content(version: int, security: int = 1) -> str:
     return digest(f"set {version} {security}")
 
 
-def generation(number: int, version: int, *, security: int = 1, model: bool = True) -> tuple[Generation, dict]:
+def generation(number: int, version: int, *, security: int = 1, container: str = "") -> tuple[Generation, dict]:
     """Return generation *number* of the set *version*: a model and an app, and the files of the app."""
     files = app_files(version)
     app = tuple(File(path, len(body), hashlib.sha256(body).hexdigest()) for path, body in sorted(files.items()))
@@ -62,10 +62,8 @@ def generation(number: int, version: int, *, security: int = 1, model: bool = Tr
         release = digest(f"{kind} {version} {security}")
         return Item(kind, name, text, security, release[:32], release, files, container=container, smoke=smoke)
 
-    items = [item("app", app)]
-    if model:
-        items.append(item("model", (weights,), f"saffron.g{number}"))
-    record = Generation(1, number, "stable", version, content(version, security), tuple(items))
+    items = item("app", app), item("model", (weights,), container or f"saffron.g{number}")
+    record = Generation(1, number, "stable", version, content(version, security), items)
     return record, {f"app/{path}": (body[:100], body[100:]) for path, body in files.items()}
 
 

@@ -187,6 +187,24 @@ def test_a_container_is_removed_only_after_nothing_needs_it(device):
     assert not device.store.state().unneeded
 
 
+def test_a_container_that_a_newer_generation_shares_stays(device):
+    device.update(1)
+    device.store.checked(content(2))  # its model did not change: nothing is claimed
+    device.store.fetching()
+    record, files = generations.generation(2, 2, container="saffron.g1")
+    device.store.stage(record, files)
+    device.store.arm()
+    device.store.boot()
+    device.store.mark_good(2)
+    device.store.confirm()
+    assert device.store.gc().containers == ()
+    with pytest.raises(BusyError):
+        device.store.forget(["saffron.g1"])
+    device.update(3)
+    device.store.confirm()
+    assert device.store.gc().containers == ("saffron.g1",)
+
+
 def test_gc_keeps_good_trial_and_the_one_before(device):
     for version in (1, 2, 3):
         device.update(version)

@@ -307,7 +307,7 @@ class GenerationStore:
         """
         with self._file.staging(), self._file.changing():
             state, _ = self._load()
-            return Garbage(self._shelf.sweep(state.kept), state.unneeded)
+            return Garbage(self._shelf.sweep(state.kept), self._unneeded(state))
 
     def forget(self, containers: Collection[str]) -> State:
         """Note that these containers, which `gc` named, are gone.
@@ -318,13 +318,24 @@ class GenerationStore:
         """
 
         def forgotten(state: State) -> State:
-            if not set(containers) <= set(state.unneeded):
+            if not set(containers) <= set(self._unneeded(state)):
                 raise BusyError("a container is needed by a generation", hint="collect again")
             return states.forgotten(state, tuple(containers))
 
         return self._change(forgotten)
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _unneeded(self, state: State) -> tuple[str, ...]:
+        """Return claimed containers that nothing needs: a model that did not change is shared with older claims.
+
+        Raises:
+            UntrustedDataError: a kept generation does not say what it needs: then nothing is known not to be.
+
+        """
+        written = state.kept & set(self._shelf.numbers())
+        needed = {name for number in written for name in self.read(number).containers}
+        return tuple(name for name in state.unneeded if name not in needed)
 
     def _change(self, event: Callable[[State], State]) -> State:
         """Do one transition: read, decide, write."""

@@ -58,7 +58,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def unneeded(self) -> tuple[str, ...]:
-        """The claimed containers that no kept generation needs."""
+        """The containers whose claim is by no kept generation; one that is kept may still share them."""
         return tuple(claim.name for claim in self.claims if claim.number not in self.kept)
 
 
