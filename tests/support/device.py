@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,19 @@ def cli(
 
 @contextlib.contextmanager
 def running(
-    home: Path, *arguments: str, environ: Mapping[str, str] | None = None, ready: bool = True
+    home: Path,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    ready: bool = True,
+    enter: Sequence[str] = (),
 ) -> Iterator[Device]:
-    """Run `casemate up` with *arguments* until the block ends."""
+    """Run `casemate up` with *arguments* until the block ends; *enter* leads into a namespace."""
     env = environment(home, environ)
     home.parent.mkdir(parents=True, exist_ok=True)
     log = home.parent / "up.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "casemate", "up", "--listen", "127.0.0.1:0", *arguments],
+            [*enter, sys.executable, "-m", "casemate", "up", "--listen", "127.0.0.1:0", *arguments],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=out,

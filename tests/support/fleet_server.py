@@ -37,6 +37,7 @@ from casemate.crypto.signing import SigningKey
 from casemate.formats import enrolment, envelope
 from casemate.formats.envelope import Command
 from casemate.formats.tlog import VerifierKey
+from support.netns import Network
 
 DER, PEM = serialization.Encoding.DER, serialization.Encoding.PEM
 _PKCS8 = (PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -97,7 +98,11 @@ class Authority:
 class Listener:
     """One uvicorn over TLS 1.3 in a thread, on a free port of *host*."""
 
-    def __init__(self, app: Any, chain: Path, key: Path, clients: bytes | None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, app: Any, pair: tuple[Path, Path], clients: bytes | None, host: str, net: Network | None = None
+    ) -> None:
+        self._net = net
+
         def context(config: Any, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
             made = default()
             made.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -110,8 +115,8 @@ class Listener:
             app,
             host=host,
             port=0,
-            ssl_certfile=str(chain),
-            ssl_keyfile=str(key),
+            ssl_certfile=str(pair[0]),
+            ssl_keyfile=str(pair[1]),
             ssl_context_factory=context,
             log_level="error",
             lifespan="off",
@@ -127,6 +132,9 @@ class Listener:
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
 
     def _run(self) -> None:
+        if self._net:
+            self._net.move_thread()
+
         async def serve() -> None:
             self.loop = asyncio.get_running_loop()
             await self.server.serve()
@@ -142,7 +150,14 @@ class Listener:
 class FleetServer:
     """Enrolment and devices' listeners; what devices said is in lists, what they are told is what the test queued."""
 
-    def __init__(self, directory: Path, *, host: str = "127.0.0.1", authority: Authority | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        authority: Authority | None = None,
+        net: Network | None = None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.authority = authority or Authority()
         self.fleet = os.urandom(16).hex()
@@ -161,7 +176,7 @@ class FleetServer:
         self.acknowledge = True
         self._wakes: set[asyncio.Queue[None]] = set()
         self._sequence = 0
-        chain, key = self.authority.server(directory, hosts=(host,))
+        pair = self.authority.server(directory, hosts=(host,))
         enrol = [
             Route("/.well-known/est/cacerts", self._cacerts),
             Route("/.well-known/est/simpleenroll", self._enroll, methods=["POST"]),
@@ -176,8 +191,8 @@ class FleetServer:
             Route("/device/v1/{rest:path}", self._post, methods=["POST"]),
         ]
         trusted = self.authority.root_der + self.authority.issuer.public_bytes(DER)
-        self.devices = Listener(Starlette(routes=devices), chain, key, trusted, host)
-        self.enrol = Listener(Starlette(routes=enrol), chain, key, None, host)
+        self.devices = Listener(Starlette(routes=devices), pair, trusted, host, net)
+        self.enrol = Listener(Starlette(routes=enrol), pair, None, host, net)
         self.devices_url = f"https://{host}:{self.devices.port}"
         self.enrol_url = f"https://{host}:{self.enrol.port}"
 
@@ -192,7 +207,7 @@ class FleetServer:
 
     def send(self, raw: bytes, name: str | None = None) -> str:
         """Queue an envelope and wake every device; return the name it is answered under."""
-        name = name or str(len(self.waiting) + len(self.answers) + 1)
+        name = name or uuid.uuid4().hex
         self.waiting[name] = raw
         self.wake()
         return name

@@ -4,8 +4,10 @@ It holds no key, no prompt and no byte of a model: descriptors of decrypted weig
 over a link the agent only made. Losing the agent stops the device (every child dies with it); losing a child is
 repaired here, by the table in `device.supervisor`.
 
-    start     journal -> vault + gateway -> one engine per model (until one is up, the gateway answers 503 for it)
+    start     journal -> link -> vault + gateway -> one engine per model (until it is up, the gateway says 503 for it)
     stop      gateway (drains) -> engines -> vault -> journal, within five seconds
+
+A member of a fleet whose orders say so starts journal and link only, and serves when it is released.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from casemate.clock import Clock, SystemClock
 from casemate.device.admin import AdminServer
@@ -36,9 +41,18 @@ from casemate.device.upkeep import Upkeep
 from casemate.errors import CasemateError, HostError, OperationError
 from casemate.formats import event, ipc
 
+if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
+    from casemate.device.fleet.destroy import Destroyed
+    from casemate.device.fleet.fence import Gate
+    from casemate.device.fleet.membership import Member
+    from casemate.device.respond import Respondent
+
 READY_TIMEOUT: Final = 60.0
 STOP_DRAIN: Final = 1.5
 STOP_GRACE: Final = 0.7
+LINK_PAUSE: Final = 60.0
+"""Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
+QUARANTINED: Final = "quarantined"
 
 
 class Agent:
@@ -57,6 +71,9 @@ class Agent:
         self._vault_turn = asyncio.Lock()
         self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
         self._upkeep = Upkeep(self)
+        self._respondent: Respondent | None = None
+        self._kept: dict[str, asyncio.Task[None]] = {}
+        self._held = False
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._fatal: CasemateError | None = None
@@ -77,10 +94,14 @@ class Agent:
             loop.add_signal_handler(number, self._stopping.set)
         admin = AdminServer(self.plan.home.run / "agent.sock", self.answer, self._upkeep.ask_vault)
         try:
-            await self._start_core()
+            await self._start_journal()
+            self._keep("journal", self._start_journal)
             await admin.start()
-            for engine in list(self.engines.values()):
-                self.adopt(engine)
+            await self._join(self.plan.member)
+            if self._respondent is None or self._respondent.may_serve:
+                await self._begin_serving()
+            else:
+                self.plan.report(f"the fleet holds this device: {self._respondent.orders.state.value}")
             self.spawn(self._announce_when_ready())
             if self.plan.unsettled:
                 self.spawn(self._settle(admin))
@@ -88,6 +109,9 @@ class Agent:
         except ChildDied as died:
             raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
         finally:
+            if self._respondent:
+                with contextlib.suppress(OperationError):
+                    await self._respondent.forgotten()
             await self._stop()
             admin.close()
         if self._fatal:
@@ -150,19 +174,25 @@ class Agent:
 
     # -- the core: journal, vault, gateway -----------------------------------------------------------------------
 
-    async def _start_core(self) -> None:
-        await self._start_journal()
-        await asyncio.gather(self._start_vault(), self._start_gateway())
-        for role, start in self._core().items():
-            self.spawn(self._keep_core(role, start))
+    async def _begin_serving(self) -> None:
+        """Start what is not running yet of vault, gateway and engines."""
+        self._held = False
+        core = {"vault": self._start_vault, "gateway": self._start_gateway}
+        missing = {role: start for role, start in core.items() if role not in self.children}
+        await asyncio.gather(*(start() for start in missing.values()))
+        for role, start in missing.items():
+            self._keep(role, start)
+        for engine in list(self.engines.values()):
+            engine.policy = RestartPolicy()
+            self.adopt(engine)
         self.record(
             event.device_started(
                 version=self.plan.notes["version"], assurance=self.assurance["level"], now=self.clock.wall()
             )
         )
 
-    def _core(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        return {"journal": self._start_journal, "vault": self._start_vault, "gateway": self._start_gateway}
+    def _keep(self, role: str, start: Callable[[], Awaitable[None]]) -> None:
+        self._kept[role] = self.spawn(self._keep_core(role, start))
 
     async def _keep_core(self, role: str, start: Callable[[], Awaitable[None]]) -> None:
         """Serve *role*'s messages; when it dies start it again, as its policy allows."""
@@ -206,6 +236,9 @@ class Agent:
     async def _on_message(self, child: ChildProcess, message: Any) -> None:
         if isinstance(message, ipc.Pong):
             child.ponged(message)
+        elif isinstance(message, ipc.FromLinkProcess):
+            if child.role == "link" and self._respondent:
+                self.spawn(self._respondent.heard(message))
         elif isinstance(message, ipc.Loaded | ipc.LoadFailed | ipc.FromVault):
             await self._vault_replies.put(message)
         elif isinstance(message, ipc.Rehearsed):
@@ -284,7 +317,7 @@ class Agent:
         for engine in self.engines.values():  # a restarted gateway needs new links: engines serve one gateway each
             if engine.child and gateway:
                 engine.child.kill()
-            elif engine.policy.state is State.NEEDS_TRIAGE:
+            elif engine.policy.state is State.NEEDS_TRIAGE or self._held:
                 self._tell_down(engine, None)
 
     # -- engines -------------------------------------------------------------------------------------------------
@@ -420,6 +453,8 @@ class Agent:
             ChildDied: the vault is gone or did not answer: worth another try.
 
         """
+        if "vault" not in self.children:
+            raise ChildDied(f"the vault does not run: this device is {QUARANTINED}", transient=False)
         async with self._vault_turn:
             while not self._vault_replies.empty():
                 self._vault_replies.get_nowait()
@@ -435,13 +470,97 @@ class Agent:
     def _tell_down(self, engine: Engine, delay: float | None) -> None:
         """Tell the gateway that *engine* is down, for *delay* seconds or (None) until somebody looks."""
         again = None if delay is None else max(1, round(delay))
-        reason = engine.policy.state.value
+        reason = QUARANTINED if self._held else engine.policy.state.value
         self.tell_gateway(ipc.EngineDown(model=engine.model.name, reason=reason, retry_after=again))
 
     def tell_gateway(self, message: ipc.Message, link: socket.socket | None = None) -> None:
         """Post *message* to the gateway; one that is gone is told when it is back."""
         with contextlib.suppress(KeyError, ChannelClosed):
             self.children["gateway"].link.post(message, [link.fileno()] if link else [])
+
+    # -- the fleet (`device.respond` decides, this carries out) --------------------------------------------------------
+
+    async def _join(self, member: Member | None) -> None:
+        """Obey *member*'s fleet from now on: what its orders say holds before anything is served."""
+        if member is None or self._respondent:
+            return
+        from casemate.device.respond import Respondent  # noqa: PLC0415 - see the import of types above
+
+        self._respondent = Respondent(self, member)
+        await self._respondent.begin()
+        self.spawn(self._keep_link())
+
+    async def _keep_link(self) -> None:
+        """Run the link for ever; one that keeps dying is tried once a minute, and never takes the device down."""
+        assert self._respondent
+        policy = RestartPolicy()
+        while True:
+            try:
+                link = await self._start("link", self._respondent.link_settings(), {})
+                policy.started(self.clock.monotonic())
+                self.policies["link"] = policy
+                died = await self._attend(link)
+            except ChildDied as failed:
+                died = failed
+            del self.children["link"]
+            delay = policy.died(self.clock.monotonic(), died.reason)
+            self._report_death("the link to the fleet", died, "is started again")
+            self.record(event.process_restarted(role="link", cause=died.reason, now=self.clock.wall()))
+            await asyncio.sleep(LINK_PAUSE if delay is None else delay)
+
+    async def hold(self) -> None:
+        """End every engine and the vault at once: keys and weights leave memory. The gateway stays, and refuses."""
+        self._held = True
+        tasks = [engine.task for engine in self.engines.values() if engine.task]
+        tasks += [task for role, task in self._kept.items() if role == "vault"]
+        for task in tasks:
+            task.cancel()
+        ending = [child for role, child in self.children.items() if role == "vault"]
+        for vault in ending:
+            vault.kill()
+        await self._vault_replies.put(ChildDied(f"this device is {QUARANTINED}"))  # whoever waits for it gets none
+        await asyncio.gather(*tasks, return_exceptions=True)
+        ending += [engine.child for engine in (*self.engines.values(), *self._upkeep.retired) if engine.child]
+        for child in ending:
+            child.kill()
+        await asyncio.gather(*(child.stop(STOP_GRACE) for child in ending))
+        self.children.pop("vault", None)
+        self._kept.pop("vault", None)
+        for engine in self.engines.values():
+            engine.child = engine.task = None
+            self._tell_down(engine, None)
+
+    async def resume(self) -> None:
+        """Serve again after `hold`."""
+        if self._held:
+            await self._begin_serving()
+
+    async def destroy_keys(self) -> Destroyed:
+        """Have a process with the vault's rights destroy the home's keys; it unlocks nothing."""
+        from casemate.device.fleet.destroy import Destroyed  # noqa: PLC0415 - see the import of types above
+
+        settings = {"task": "destroy", "keyfile": _path_of(self.plan.unlock.get("keyfile"))}
+        gone = Destroyed(keystore=False, slots=False, containers=0, keyfile=False, floors=False)
+        with contextlib.suppress(ChildDied):
+            vault = await self._start("vault", settings, {})
+            gone = msgspec.convert(vault.facts, Destroyed)
+            await self.children.pop("vault").stop(STOP_GRACE)
+        shredded = await self.launchers.shred_keyfile()
+        return msgspec.structs.replace(gone, keyfile=gone.keyfile or shredded)
+
+    async def fence(self, gate: Gate | None) -> str:
+        """Cut the network down to *gate*, or (None) open it; returns why that could not be done, or nothing."""
+        return await self.launchers.fence(msgspec.json.encode(gate))
+
+    def tell_link(self, message: ipc.ToLinkProcess) -> None:
+        """Post *message* to the link; one that is gone asks again when it is back."""
+        with contextlib.suppress(KeyError, ChannelClosed, OperationError):
+            self.children["link"].link.post(message)
+
+    def end(self, error: CasemateError) -> None:
+        """Stop the device because of *error*."""
+        self._fatal = error
+        self._stopping.set()
 
     # -- what others may ask ---------------------------------------------------------------------------------------
 
@@ -454,6 +573,8 @@ class Agent:
     @property
     def ready(self) -> bool:
         """Whether every process runs and every model answers."""
+        if self._held or "vault" not in self.children:
+            return False
         core = all(policy.state is State.RUNNING for policy in self.policies.values())
         return core and all(engine.policy.state is State.RUNNING for engine in self.engines.values())
 
@@ -485,6 +606,11 @@ class Agent:
             if not self.journal:
                 raise OperationError("the journal is not running")
             return {"index": await self.journal.append(*ask.args["events"])}
+        if ask.verb == "fleet":  # somebody enrolled this device while it runs
+            from casemate.device.fleet.membership import read_member  # noqa: PLC0415 - see the import of types above
+
+            await self._join(read_member(self.plan.home))
+            return {}
         if ask.verb == "stop":
             self._stopping.set()
             return {}
@@ -504,8 +630,14 @@ class Agent:
                 for role, child in self.children.items()
             ],
             "assurance": self.assurance,
+            "fleet": self._respondent.status() if self._respondent else None,
             "notes": dict(self.plan.notes),
         }
+
+    def _model_state(self, engine: Engine) -> str:
+        if self._held:
+            return QUARANTINED
+        return "ready" if engine.policy.state is State.RUNNING else engine.policy.state.value
 
     def _model_status(self, engine: Engine) -> dict[str, Any]:
         return {
@@ -513,7 +645,7 @@ class Agent:
             **({"container": engine.model.container} if engine.model.container else {}),
             "digest": engine.digest,
             "bytes": engine.bytes,
-            "state": "ready" if engine.policy.state is State.RUNNING else engine.policy.state.value,
+            "state": self._model_state(engine),
             "reason": engine.policy.reason,
             "failures": engine.policy.failures,
             "pid": engine.child.pid if engine.child else None,
@@ -521,6 +653,10 @@ class Agent:
             "memory_mib": round(engine.child.memory / 1024, 1) if engine.child else 0,
             "engine": dict(engine.child.facts) if engine.child else {},
         }
+
+
+def _path_of(fd: int | None) -> str:
+    return "" if fd is None else str(Path(f"/proc/self/fd/{fd}").readlink())
 
 
 def _host_port(sock: socket.socket) -> str:

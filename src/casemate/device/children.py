@@ -258,6 +258,10 @@ async def start_child(
         child.kill()
         child.link.close()
         raise error if isinstance(error, ChildDied) else ChildDied(f"{role} went away as it started") from error
+    except asyncio.CancelledError:  # it is not wanted any more, and nobody else knows of it
+        child.kill()
+        child.link.close()
+        raise
     return child
 
 

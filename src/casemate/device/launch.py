@@ -25,6 +25,14 @@ class Launchers(Protocol):
         """Return the launcher of `python -m casemate.device.<role>`."""
         ...
 
+    async def fence(self, gate: bytes) -> str:
+        """Cut the network down to *gate* (JSON of `fleet.fence.Gate`), or (null) open it; returns why not, or ""."""
+        ...
+
+    async def shred_keyfile(self) -> bool:
+        """Destroy the key file that opens the keystore; false when it is not in reach, or there is none."""
+        ...
+
     def engine(self, model: str, *, replay: bool) -> Launcher:
         """Return the launcher of *model*'s engine, which plays a recorded stream when *replay*."""
         ...
@@ -46,6 +54,14 @@ class OwnLaunchers:
     """`casemate up` by an ordinary user: every process is a child of the agent, and has its uid."""
 
     beside = True
+
+    async def fence(self, gate: bytes) -> str:
+        """Say no: a user's rights end before the network's filter."""
+        return "" if gate == b"null" else "only a device that root started can fence its network"
+
+    async def shred_keyfile(self) -> bool:
+        """Leave it to the process that destroys the rest, which has the same rights."""
+        return False
 
     def core(self, role: str) -> Launcher:
         """Start a Python process."""

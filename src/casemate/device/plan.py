@@ -6,13 +6,16 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.config import Settings
 from casemate.device.children import ChildProcess
 from casemate.device.home import Home
 from casemate.device.supervisor import RestartPolicy
 from casemate.formats import ipc
+
+if TYPE_CHECKING:  # an agent that belongs to no fleet needs no cryptography
+    from casemate.device.fleet.membership import Member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,8 @@ class DevicePlan:
     """Told of every process that dies, in a line for the person at the terminal, if there is one."""
     policy: ipc.TakePolicy = dataclasses.field(default_factory=ipc.TakePolicy)
     """What the generation says about apps and the guard."""
+    member: Member | None = None
+    """Whose orders are obeyed; None: nobody's."""
     on_trial: bool = False
     """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
     unsettled: bool = False

@@ -20,18 +20,20 @@ import subprocess
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from casemate.device import channel
 from casemate.device.channel import AsyncChannel, Channel, ChannelClosed
 from casemate.device.children import Launcher, Process, exit_reason, start_python
+from casemate.device.fleet import fence
+from casemate.device.fleet.membership import overwrite_and_remove
 from casemate.device.home import Owner, owner_of
 from casemate.device.launch import Launchers, start_engine
 from casemate.device.process import drop_privileges, harden
-from casemate.errors import HostError, OperationError, UntrustedDataError
+from casemate.errors import CasemateError, HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
-CORE_ROLES: Final = frozenset({"journal", "vault", "gateway", "update"})
+CORE_ROLES: Final = frozenset({"journal", "vault", "gateway", "link", "update"})
 _LINKS: Final = {"engine": 3}
 _STOP_WITHIN: Final = 8.0
 _MOST_PROCESSES: Final = 64
@@ -124,6 +126,10 @@ class _Spawner:
         try:
             if isinstance(message, ipc.Kill):
                 self._kill(message.pid)
+            elif isinstance(message, ipc.Fence):
+                self._channel.send(ipc.Served(id=message.id, why=_fence(message.gate)))
+            elif isinstance(message, ipc.ShredKeyfile):
+                self._channel.send(ipc.Served(id=message.id, why=self._shred()))
             else:
                 self._spawn(message, fds)
         finally:
@@ -168,6 +174,16 @@ class _Spawner:
         with contextlib.suppress(ChannelClosed, OSError):
             self._channel.send(ipc.Ended(pid=process.pid, reason=reason))
 
+    def _shred(self) -> str:
+        """Destroy the key file we hold open, the only file this request can ever mean."""
+        if "keyfile" not in self._unlock:
+            return "there is no key file"
+        place = Path(f"/proc/self/fd/{self._unlock['keyfile']}").readlink()
+        try:
+            return "" if overwrite_and_remove(place) else "the key file is not where it was"
+        except OperationError as error:
+            return error.message
+
     def _kill(self, pid: int) -> None:
         if pid in self._processes:
             self._processes[pid].kill()
@@ -188,6 +204,16 @@ class _Spawner:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+
+
+def _fence(wanted: bytes) -> str:
+    """Put our table up or take it down; returns why that could not be done."""
+    try:
+        gate = fence.parse_gate(wanted)
+        fence.take_down() if gate is None else fence.put_up(gate)
+    except CasemateError as error:
+        return error.message
+    return ""
 
 
 def _children() -> set[int]:
@@ -229,10 +255,31 @@ class SpawnerLaunchers:
         self._link = link
         self._channel: AsyncChannel | None = None
         self._next = 0
-        self._asked: dict[int, asyncio.Future[ipc.Spawned]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._watched: dict[int, Callable[[str], None]] = {}
         self._ended: dict[int, str] = {}
         self._reader: asyncio.Task[None] | None = None
+
+    async def fence(self, gate: bytes) -> str:
+        """Have root do it."""
+        return await self._serve(ipc.Fence(id=self._number(), gate=gate))
+
+    async def shred_keyfile(self) -> bool:
+        """Have root do it."""
+        return not await self._serve(ipc.ShredKeyfile(id=self._number()))
+
+    async def _serve(self, request: ipc.Fence | ipc.ShredKeyfile) -> str:
+        answer = self._asked[request.id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._open().send(request)
+            served: ipc.Served = await answer
+        except ChannelClosed:
+            return "the process that starts the others is gone"
+        return served.why
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next
 
     def core(self, role: str) -> Launcher:
         """Have the process of *role* started."""
@@ -247,10 +294,10 @@ class SpawnerLaunchers:
     ) -> tuple[Process, socket.socket]:
         ours, theirs = channel.pair()
         with theirs:
-            self._next += 1
-            answer = self._asked[self._next] = asyncio.get_running_loop().create_future()
+            number = self._number()
+            answer = self._asked[number] = asyncio.get_running_loop().create_future()
             links = [theirs.fileno(), *inherited]
-            request = ipc.Spawn(id=self._next, role=role, links=len(links), model=model, replay=replay)
+            request = ipc.Spawn(id=number, role=role, links=len(links), model=model, replay=replay)
             try:
                 await self._open().send(request, links)
                 spawned = await answer
@@ -270,7 +317,7 @@ class SpawnerLaunchers:
 
     async def _read(self, link: AsyncChannel) -> None:
         async for message, _ in link:
-            if isinstance(message, ipc.Spawned):
+            if isinstance(message, ipc.Spawned | ipc.Served):
                 self._asked.pop(message.id).set_result(message)
             elif message.pid in self._watched:
                 self._watched.pop(message.pid)(message.reason)

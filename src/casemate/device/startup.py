@@ -29,6 +29,7 @@ from casemate.clock import SystemClock
 from casemate.config import Settings, parse_address
 from casemate.device import apart, generation, migrate, models
 from casemate.device.apps import AppStore
+from casemate.device.fleet import orders
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.record import record
@@ -70,6 +71,8 @@ def prepare(
         BusyError: a device already runs on this home, or the port is taken.
         NotFoundError: a model that is neither a file nor in the home.
         NotAuthorisedError: the keystore does not open with what was given.
+        PolicyDeniedError: the device's fleet wiped it.
+        UntrustedDataError: what its fleet ordered is damaged.
 
     """
     owner = owner_of("engine")
@@ -79,10 +82,14 @@ def prepare(
     with contextlib.ExitStack() as held:
         home.create()
         held.enter_context(home.lock())
+        member, ordered = orders.standing(home) or (None, None)
         boot = generation.boot(home, settings)
         if boot.note:
             person.say(f"update: {boot.note}")
-        found, unlock = apart.run(lambda: _with_secrets(home, wanted, recorded, person, boot), _Found)
+        if ordered and ordered.state is orders.State.WIPING:  # no keystore may be made again, or opened
+            found, unlock = _Found((), ordered.owner, recovery=False), _keyfile_of(home)
+        else:
+            found, unlock = apart.run(lambda: _with_secrets(home, wanted, recorded, person, boot), _Found)
         yield DevicePlan(
             home=home,
             settings=settings,
@@ -96,7 +103,16 @@ def prepare(
             policy=ipc.TakePolicy(dict(boot.policy.apps), boot.policy.guard),
             on_trial=boot.trial,
             unsettled=boot.unsettled,
+            member=member,
         )
+
+
+def _keyfile_of(home: Home) -> dict[str, int]:
+    """Open the key file, to be destroyed; one that is not there needs nothing."""
+    try:
+        return {"keyfile": os.open(keystores.default_keyfile(home.id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)}
+    except OSError:
+        return {}
 
 
 class _Found(msgspec.Struct):

@@ -21,6 +21,7 @@ from casemate.device.admin import short_path
 from casemate.device.attach import LEASH
 from casemate.device.channel import Channel, ChannelClosed
 from casemate.device.children import ChildDied, Launcher, Process
+from casemate.device.fleet.fencing import ask_for_fence
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import ipc
 
@@ -208,9 +209,18 @@ class UnitLaunchers:
 
     beside = False  # one unit per model
 
-    def __init__(self, server: LinkServer) -> None:
-        """Take them from *server*."""
+    def __init__(self, server: LinkServer, fleet: Path) -> None:
+        """Take them from *server*; *fleet* is the home's directory of orders."""
         self._server = server
+        self._fleet = fleet
+
+    async def fence(self, gate: bytes) -> str:
+        """Leave what is wanted where the unit that may change the network looks for it, and wait until it says so."""
+        return await ask_for_fence(self._fleet, gate)
+
+    async def shred_keyfile(self) -> bool:
+        """Leave it to the root step before the next start: no unit of ours can write where it lies."""
+        return False
 
     def core(self, role: str) -> Launcher:
         """Take the unit of *role*."""
@@ -245,7 +255,7 @@ def role_uids() -> dict[str, int]:
 
     """
     found = {}
-    for role in ("journal", "vault", "gateway", "engine"):
+    for role in ("journal", "vault", "gateway", "engine", "link"):
         name = f"casemate-{role}"
         try:
             found[role] = pwd.getpwnam(name).pw_uid

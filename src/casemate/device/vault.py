@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from casemate import keystores
 from casemate.clock import Clock, SystemClock
 from casemate.device import store
@@ -146,6 +148,8 @@ def _answer(
 def main() -> None:
     """Unlock with what the agent handed over, then serve."""
     child = boot("vault")
+    if child.settings.get("task") == "destroy":
+        _destroy(child)
     journal = JournalClient(socket.socket(fileno=child.fds.pop("journal"))).append
     clock = SystemClock()
     try:
@@ -159,6 +163,19 @@ def main() -> None:
         os._exit(0)
     except CasemateError as error:
         child.fatal(error)
+
+
+def _destroy(child: Child) -> None:
+    """Destroy the home's keys instead of using them, say what is gone, and wait for the end."""
+    from casemate.device.fleet.destroy import destroy_keys  # noqa: PLC0415 - almost never
+
+    keyfile = str(child.settings.get("keyfile", ""))
+    gone = destroy_keys(Home(child.home), Path(keyfile) if keyfile else None)
+    child.ready(**msgspec.structs.asdict(gone))
+    try:
+        child.control.recv()
+    finally:
+        os._exit(0)
 
 
 def _unlock(home: Home, fds: dict[str, int], journal: Callable[..., Any], clock: Clock) -> UnlockedKeystore:

@@ -323,6 +323,82 @@ class AttesterRefused(Message, frozen=True, tag="attester_refused"):
     hint: str = ""
 
 
+# --- agent <-> link: what a fleet says and is told -------------------------------------------------------------------
+
+
+class Report(Message, frozen=True, tag="report"):
+    """Agent: what check-in *id* says; *facts* fit `fleet_api.CheckIn`."""
+
+    id: int
+    facts: dict[str, Any]
+
+
+class SendAnswer(Message, frozen=True, tag="send_answer"):
+    """Agent: sign *payload* with the device's key and post it as the answer to the command delivered as *name*."""
+
+    name: str
+    payload: bytes
+
+
+class Post(Message, frozen=True, tag="post"):
+    """Agent: post *body* to a path below `/device/v1/`."""
+
+    id: int
+    path: str
+    body: bytes
+
+
+class Forget(Message, frozen=True, tag="forget"):
+    """Agent: destroy the device's key and certificate; nothing is sent after that."""
+
+
+class Due(Message, frozen=True, tag="due"):
+    """Link: a check-in is due; what shall it say."""
+
+    id: int
+
+
+class Ordered(Message, frozen=True, tag="ordered"):
+    """Link: the fleet delivered *envelope* as *name*; *server_time* is its server's now. Nothing is proven."""
+
+    name: str
+    envelope: bytes
+    server_time: float
+
+
+class AnswerSent(Message, frozen=True, tag="answer_sent"):
+    """Link: the fleet has the answer to *name*; not *accepted*: it could not be told."""
+
+    name: str
+    accepted: bool
+
+
+class Posted(Message, frozen=True, tag="posted"):
+    """Link: the answer to request *id*; status 0: nobody answered."""
+
+    id: int
+    status: int
+    body: bytes = b""
+
+
+class Contact(Message, frozen=True, tag="contact"):
+    """Link: how the last check-in went. *address* and *port* are where the fleet was reached; times in Unix seconds."""
+
+    ok: bool
+    why: str = ""
+    address: str = ""
+    port: int = 0
+    server_time: float = 0.0
+    next_s: float = 0.0
+    certificate_ends: int = 0
+    attest_wanted: bool = False
+    inventory_wanted: bool = False
+
+
+class Forgotten(Message, frozen=True, tag="forgotten"):
+    """Link: the device's key is destroyed."""
+
+
 # --- gateway <-> engine -----------------------------------------------------------------------------------------------
 
 
@@ -433,6 +509,26 @@ class Kill(Message, frozen=True, tag="kill"):
     pid: int
 
 
+class Fence(Message, frozen=True, tag="fence"):
+    """Agent: cut this machine's network down to *gate* (JSON of `device.fleet.fence.Gate`), or (null) open it."""
+
+    id: int
+    gate: bytes
+
+
+class ShredKeyfile(Message, frozen=True, tag="shred_keyfile"):
+    """Agent: destroy the key file that the spawner holds open."""
+
+    id: int
+
+
+class Served(Message, frozen=True, tag="served"):
+    """Spawner: request *id* is done; *why* says why it could not be."""
+
+    id: int
+    why: str = ""
+
+
 class Spawned(Message, frozen=True, tag="spawned"):
     """Spawner: request *id* runs as *pid*; with pid 0 it could not be started, and *why*."""
 
@@ -480,10 +576,24 @@ ToAttester = Measure | Quote | OpenKey
 FromAttester = Measured | Quoted | Opened | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
+ToLinkProcess = Report | SendAnswer | Post | Forget
+FromLinkProcess = Due | Ordered | AnswerSent | Posted | Contact | Forgotten
+FromAnyChild = Hello | Ready | Fatal | Pong
 AgentToChild = (
-    ToAttester | Start | Ping | Load | EngineUp | EngineDown | EngineHold | Rehearse | TakePolicy | Attach | ToVault
+    ToLinkProcess
+    | ToAttester
+    | Start
+    | Ping
+    | Load
+    | EngineUp
+    | EngineDown
+    | EngineHold
+    | Rehearse
+    | TakePolicy
+    | Attach
+    | ToVault
 )
-ChildToAgent = FromAttester | Hello | Ready | Fatal | Pong | Loaded | LoadFailed | EngineStuck | Rehearsed | FromVault
+ChildToAgent = FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights
@@ -493,8 +603,8 @@ ToLink = Join
 FromLink = Joined
 ToAgent = Ask | ToVault
 FromAgent = Answer | FromVault
-ToSpawner = Spawn | Kill
-FromSpawner = Spawned | Ended
+ToSpawner = Spawn | Kill | Fence | ShredKeyfile
+FromSpawner = Spawned | Served | Ended
 
 _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding can raise: not JSON or not of this link, not UTF-8, nested beyond the interpreter's depth."""

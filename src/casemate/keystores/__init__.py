@@ -24,7 +24,15 @@ from casemate.keystores.files import locked_directory, replace_small
 from casemate.keystores.keyfile import KeyfileKeystore
 from casemate.keystores.passphrase import PassphraseKeystore
 from casemate.keystores.recovery import RecoveryKeystore, format_code
-from casemate.keystores.sources import Sources, from_environment, from_handover, no_passphrase, no_tpm, only_recovery
+from casemate.keystores.sources import (
+    Sources,
+    default_keyfile,
+    from_environment,
+    from_handover,
+    no_passphrase,
+    no_tpm,
+    only_recovery,
+)
 from casemate.keystores.tpm import HandedTpmKeystore, TpmKeystore
 from casemate.keystores.unlocked import UnlockedKeystore, new_owner, open_document, wrap_owner, wrap_previous
 
@@ -37,6 +45,7 @@ __all__ = [
     "add_recovery",
     "begin_rotation",
     "create",
+    "default_keyfile",
     "describe",
     "exists",
     "finish_rotation",

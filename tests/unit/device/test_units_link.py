@@ -205,7 +205,7 @@ def test_silent_peers_do_not_pile_up(path, monkeypatch):
 
 def test_recorded_streams_have_no_unit(path):
     async def scenario(server):
-        UnitLaunchers(server).engine("saffron", replay=True)
+        UnitLaunchers(server, path.parent).engine("saffron", replay=True)
 
     with pytest.raises(OperationError, match="recorded"):
         served(path, scenario)

@@ -23,9 +23,10 @@ from typing import Final, Literal
 
 import msgspec
 
+from casemate.device.fleet.membership import Member, read_member
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.errors import OperationError, PolicyDeniedError, UntrustedDataError
-from casemate.formats.envelope import Command, Digest, Moment, Sequence, Verb, VerifiedCommand
+from casemate.formats.envelope import Command, Digest, Moment, Verb, VerifiedCommand
 
 FILE: Final = "orders.json"
 _LIMIT: Final = 64 * 1024
@@ -62,17 +63,19 @@ NEXT: Final[dict[State, dict[Verb, State]]] = {
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A command that was accepted; kept until the fleet has its answer."""
+    """The command that was accepted last, and the name it was delivered under: what an answer needs."""
 
     command: Command
     digest: Digest
     outcome: Literal["done", "refused"]
+    name: str
 
 
 class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`fleet/orders.json`. `signed` is the newest moment the fleet signed (Unix seconds); `owed` waits for an answer.
+    """`fleet/orders.json`. `signed` is the newest moment the fleet signed (Unix seconds); `owed`: `last` has no answer.
 
-    `owner` is the journal's recipient, kept when the keystore that holds it is about to be destroyed.
+    `address` and `port` are where the fleet was reached: what a fence leaves open. `owner` is the journal's recipient,
+    kept because the keystore that holds it is destroyed.
     """
 
     schema: Literal[1]
@@ -81,7 +84,10 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signed: Moment
     since: Moment = 0
     reason: str = ""
-    owed: Order | None = None
+    last: Order | None = None
+    owed: bool = False
+    address: str = ""
+    port: int = 0
     owner: str = ""
 
 
@@ -90,27 +96,31 @@ def first(signed: int) -> Orders:
     return Orders(1, State.SERVING, 0, signed)
 
 
-def obey(orders: Orders, verified: VerifiedCommand, now: float) -> Orders:
-    """Return the state after *verified* (`now` is kept for people). Its sequence is used up even when it is refused."""
+def obey(orders: Orders, verified: VerifiedCommand, name: str, now: float) -> Orders:
+    """Return the state after *verified*, delivered as *name* (*now* is kept for people).
+
+    Its sequence is used up even when it is refused.
+    """
     command = verified.command
     following = NEXT[orders.state].get(verified.verb)
     seen = msgspec.structs.replace(
         orders,
         sequence=max(orders.sequence, command.sequence),
         signed=max(orders.signed, command.issued),
-        owed=Order(command, verified.digest, "refused" if following is None else "done"),
+        last=Order(command, verified.digest, "refused" if following is None else "done", name),
+        owed=True,
     )
     if following is None or following is orders.state:
         return seen
     return msgspec.structs.replace(seen, state=following, since=int(now), reason=command.reason)
 
 
-def answered(orders: Orders, sequence: Sequence) -> Orders:
-    """Return the state once the fleet has the answer to *sequence*: a wipe that is proven is over."""
-    if orders.owed is None or orders.owed.command.sequence != sequence:
+def answered(orders: Orders, name: str) -> Orders:
+    """Return the state once the fleet has the answer to the command *name*: a wipe that is proven is over."""
+    if orders.last is None or orders.last.name != name:
         return orders
-    state = State.WIPED if orders.state is State.WIPING and orders.owed.outcome == "done" else orders.state
-    return msgspec.structs.replace(orders, owed=None, state=state)
+    proven = orders.state is State.WIPING and orders.last.command.verb == Verb.WIPE
+    return msgspec.structs.replace(orders, owed=False, state=State.WIPED if proven else orders.state)
 
 
 class OrdersFile:
@@ -148,6 +158,22 @@ class OrdersFile:
 
         """
         write_atomic(self.path, msgspec.json.encode(orders), owner=owner_of("agent"))
+
+
+def standing(home: Home) -> tuple[Member, Orders] | None:
+    """Return whom this device obeys and where it stands; None when it belongs to nobody.
+
+    Raises:
+        UntrustedDataError: what says so is damaged or missing: nothing may be served.
+        PolicyDeniedError: it was wiped.
+
+    """
+    member = read_member(home)
+    if member is None:
+        return None
+    orders = OrdersFile(home).read()
+    require_not_wiped(orders)
+    return member, orders
 
 
 def require_not_wiped(orders: Orders) -> None:

@@ -31,6 +31,9 @@ MOST_WAITING: Final = 4 * 1024 * 1024
 _GONE_RETRY: Final = 2
 """Seconds a client is told to wait when an engine died and the agent has not said more."""
 
+_QUARANTINED: Final = "quarantined"
+"""The reason the agent gives when the fleet ordered it."""
+
 Event = ipc.Chunk | ipc.Done | ipc.Failed
 Turn: TypeAlias = "asyncio.Future[EngineLink]"
 """A place in a queue; its result is the link whose slot it got."""
@@ -364,6 +367,8 @@ class Engines:
         """Stop serving a model until it is `up` again."""
 
         def why() -> ApiError:
+            if message.reason == _QUARANTINED:
+                return refusals.quarantined()
             return refusals.engine_down(message.retry_after)
 
         self._down[message.model] = why

@@ -14,7 +14,7 @@ status  code                   when
 421     misdirected_request    a Host that is not this device
 429     rate_limit_exceeded, engine_busy, too_many_failures      + Retry-After
 500     internal_error
-503     engine_unavailable, guard_unavailable                    + Retry-After
+503     engine_unavailable, guard_unavailable, quarantined       + Retry-After
 504     deadline_exceeded
 """
 
@@ -159,6 +159,12 @@ def engine_down(retry_after: float | None) -> ApiError:
         why = "the model's engine failed again and again and stays down until somebody looks (`casemate status`)"
         return _later(503, "engine_unavailable", why, _TRIAGE_RETRY)
     return _later(503, "engine_unavailable", "the model's engine is not running", retry_after)
+
+
+def quarantined() -> ApiError:
+    """Refuse on the fleet's order: no retry helps before it is released."""
+    why = "this device is quarantined by its fleet and answers nothing until it is released"
+    return _later(503, "quarantined", why, _TRIAGE_RETRY)
 
 
 def guard_down() -> ApiError:

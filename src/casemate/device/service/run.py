@@ -16,9 +16,11 @@ from casemate.config import Settings
 from casemate.device import generation, startup
 from casemate.device.agent import Agent
 from casemate.device.attach import LINK_SOCKET
+from casemate.device.fleet import orders
+from casemate.device.fleet.membership import Member
 from casemate.device.home import Home
 from casemate.device.plan import DevicePlan, ServedModel
-from casemate.device.service.facts import FILE_NAME, parse
+from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, parse
 from casemate.device.units_link import LinkServer, UnitLaunchers
 from casemate.errors import NotFoundError
 
@@ -43,11 +45,20 @@ def run(home: Home, settings: Settings, uids: Mapping[str, int]) -> None:
 
 
 def _plan(home: Home, settings: Settings, held: contextlib.ExitStack) -> DevicePlan:
+    member, ordered = orders.standing(home) or (None, None)
+    if ordered and ordered.state is orders.State.WIPING:  # no keystore is left to serve with
+        return _make(home, settings, held, Facts(SCHEMA, {}, base64.b64decode(ordered.owner), recovery=False), member)
     try:
         with (home.run / FILE_NAME).open("rb") as file:
             facts = parse(file.read(_LIMIT))
     except FileNotFoundError as error:
         raise NotFoundError("the home is not prepared", hint="systemctl restart casemate-setup") from error
+    return _make(home, settings, held, facts, member)
+
+
+def _make(
+    home: Home, settings: Settings, held: contextlib.ExitStack, facts: Facts, member: Member | None
+) -> DevicePlan:
     return DevicePlan(
         home=home,
         settings=settings,
@@ -59,6 +70,7 @@ def _plan(home: Home, settings: Settings, held: contextlib.ExitStack) -> DeviceP
         owner_public=base64.b64encode(facts.owner_public).decode(),
         unlock={},  # the vault brings its own
         notes={"version": __version__, "recovery": facts.recovery, "units": True},
+        member=member,
         announce=lambda endpoint: notify(f"STATUS=serving {endpoint}"),
     )
 
@@ -68,7 +80,7 @@ async def _serve(plan: DevicePlan, uids: Mapping[str, int]) -> None:
     server.start()
     notify("READY=1\nSTATUS=waiting for the other units")
     try:
-        await Agent(plan, launchers=UnitLaunchers(server)).run()
+        await Agent(plan, launchers=UnitLaunchers(server, plan.home.fleet)).run()
     finally:
         notify("STOPPING=1")
         server.close()

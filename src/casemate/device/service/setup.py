@@ -15,6 +15,8 @@ from casemate import keystores
 from casemate.config import Settings
 from casemate.device import generation, migrate, models, startup
 from casemate.device.attach import LINK_SOCKET
+from casemate.device.fleet import orders
+from casemate.device.fleet.membership import overwrite_and_remove
 from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.ownership import hand_over, own_directory
 from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, encode, parse
@@ -50,6 +52,8 @@ def _prepare(home: Home, settings: Settings) -> Facts:
     migrate.bring_forward(home)
     home.create()
     with home.lock():
+        if _being_wiped(home):
+            return Facts(SCHEMA, {}, b"", recovery=False)
         sources = keystores.from_environment(home, tpm="")
         if not keystores.exists(home.keystore):
             keystores.create(home, sources).wipe()
@@ -61,6 +65,21 @@ def _prepare(home: Home, settings: Settings) -> Facts:
         open_run(home)
         write_atomic(home.run / FILE_NAME, encode(facts), mode=0o600, owner=owner_of("agent"))
     return facts
+
+
+def _being_wiped(home: Home) -> bool:
+    """Whether a wipe has begun: then the key file goes (no unit can write where it lies), and no keystore is made.
+
+    Raises:
+        PolicyDeniedError: the wipe is over.
+        UntrustedDataError: what the fleet ordered is damaged.
+
+    """
+    _, ordered = orders.standing(home) or (None, None)
+    if ordered is None or ordered.state is not orders.State.WIPING:
+        return False
+    overwrite_and_remove(keystores.default_keyfile(home.id))
+    return True
 
 
 def serve_list(home: Home, settings: Settings, boot: generation.Booted = generation.NOTHING) -> dict[str, str]:
