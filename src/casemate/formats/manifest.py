@@ -348,7 +348,7 @@ def _identity(part: Manifest | SealedPart) -> tuple[str, str, str, str, int]:
 
 def _check_part(part: SealedPart) -> None:
     paths = [file.path for file in part.files]
-    if paths != sorted(set(paths)) or not all(_is_safe(path) for path in paths) or _nested(paths):
+    if not is_tree(paths):
         _refuse("sealed-path", "a file's path is unsafe, twice there or out of order")
     for plan in part.plans:
         if [step.path for step in plan.steps] != paths:
@@ -368,6 +368,11 @@ def _check_step(step: Step, file: File) -> None:
         step.bytes or step.base is None or (step.base.size, step.base.sha256) != (file.size, file.sha256)
     ):
         _refuse("sealed-plan", "an unchanged file is not its base")
+
+
+def is_tree(paths: list[str]) -> bool:
+    """Say whether *paths* are sorted, each once, safe to unpack, and none is a directory of another."""
+    return paths == sorted(set(paths)) and all(_is_safe(path) for path in paths) and not _nested(paths)
 
 
 def _is_safe(path: str) -> bool:

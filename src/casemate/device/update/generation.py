@@ -28,6 +28,7 @@ from casemate.formats.manifest import (
     Sha256,
     Smoke,
     Version,
+    is_tree,
 )
 
 RECORD: Final = "generation.json"
@@ -146,9 +147,8 @@ def parse(raw: bytes) -> Generation:
     for item in generation.items:
         if (item.kind == "model") != bool(item.container):
             raise UntrustedDataError("a model, and nothing else, is in a container", check=_FORM)
-    for path in generation.tree:
-        if not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path:
-            raise UntrustedDataError("a file of the generation has no usable path", check=_FORM)
+        if not is_tree([file.path for file in item.files]):
+            raise UntrustedDataError("the paths of a generation's files are no tree", check=_FORM)
     return generation
 
 
