@@ -24,6 +24,8 @@ MOST: Final = 6
 
 
 _ESCAPED = re.compile(r"\\u([0-9a-f]{4})")
+_LONGEST_THEN: Final = 16
+_SHORT_REACH: Final = 96
 _TIME_SIGNS: Final = frozenset("0123456789./:-TZ")
 _LONGEST_TIME: Final = 32
 _NEAR_TIME: Final = 3
@@ -127,6 +129,7 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
     dates = dates or Role.BIRTH in roles
     places: set[tuple[int, int]] = set()
     names = False
+    scanned: dict[int, int] = {}
     for end, which in matches:
         _pattern, _caseless, then, role, then_reach = evidence[which]
         if role is Role.BIRTH or (role is Role.DATE and not dates):
@@ -137,7 +140,10 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
         if then is None:
             places.add((end - 1, end + reach))
             continue
-        following = [(at - 1, at + reach) for at in _following(then, text, end - 1, end + then_reach)]
+        # What an earlier match has looked through is not looked through again, but for what may lie across its end.
+        begin = max(end - 1, scanned.get(which, 0) - (_LONGEST_THEN if then_reach <= _SHORT_REACH else then_reach))
+        scanned[which] = end + then_reach
+        following = [(at - 1, at + reach) for at in _following(then, text, begin, end + then_reach)]
         places.update(following)
         names = names or (bool(following) and role is Role.NAME)
     return Survey(sorted(places), names)

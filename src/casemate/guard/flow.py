@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast
 
 from casemate.guard.engine_scan import Survey
+from casemate.guard.entities import pem
 from casemate.guard.fold import View
 from casemate.guard.json_text import JsonState
 from casemate.guard.output import Lookout
@@ -21,9 +22,10 @@ _BLANKS = re.compile(r"\s+")
 
 @dataclass(slots=True)
 class Progress:
-    """The state between two calls of `redact_ready`: where to look for a cut, and whether a value is being dropped."""
+    """The state between two calls: where to look for a cut, from what length on, and what value is being dropped."""
 
     scan: int = 0
+    wait: int = 0
     swallowing: str = ""
     swallowed: int = 0
     json: JsonState = field(default_factory=JsonState)
@@ -57,6 +59,9 @@ class Flow:
 
     def run(self, *, final: bool) -> Done:
         """Redact what is complete; *final* says that the text ends with the stretch."""
+        if not final and len(self._view.text) < self._progress.wait:
+            return Done("", [], 0, 0, None)
+        self._progress.wait = 0
         start = self._walk(0, len(self._view.text), final=final)
         if self._capped:
             return self._done(len(self._raw), len(self._view.text))
@@ -94,6 +99,7 @@ class Flow:
             cut = next_cut(text, start, progress.scan, self._session.tail, final=final)
             progress.scan = cut.scan
             if cut.end == UNDECIDED:
+                progress.wait = len(text) - start + cut.more
                 break
             if cut.end == CAPPED:
                 self._cap(start, cut.scan)
@@ -160,9 +166,12 @@ class Flow:
     def _cap(self, start: int, end: int) -> None:
         """Replace a block that is too long to be waited for, and let nothing after it out."""
         self._stop, self._capped = "cap", True
-        folded = self._view.text[start:end]
-        self._write(start, end, self._session.pieces(folded))
-        if self._spans:
+        text = self._view.text
+        header = cast("re.Match[str]", pem.find_header(text, start, end))
+        before = self._session.pieces(text[start : header.start()])
+        self._write(start, header.start(), before)
+        if self._stop == "cap":  # nothing before the key asked for a stop of its own
+            self._write(header.start(), end, [self._session.key_block(text[header.start() : end])])
             last = self._spans.pop()
             self._spans.append(Span(last.start, len(self._raw), last.type))
         self._sent = len(self._raw)

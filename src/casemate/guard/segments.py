@@ -26,6 +26,8 @@ SLACK: Final = 64
 GAP: Final = 3
 UNDECIDED: Final = -1
 CAPPED: Final = -2
+GROWTH: Final = 8
+"""An open key block is looked at again when it has grown by one part in this many."""
 
 # Between any two characters of a script written without spaces a cut may fall.
 _CANDIDATE = re.compile(
@@ -82,6 +84,8 @@ class Cut(NamedTuple):
     end: int
     scan: int
     forced: bool = False
+    more: int = 0
+    """How many more characters must come before another look is worth it."""
 
 
 def next_cut(text: str, start: int, scan: int, context: str, *, final: bool) -> Cut:
@@ -90,15 +94,17 @@ def next_cut(text: str, start: int, scan: int, context: str, *, final: bool) -> 
     *context* is the output before the segment; *final* says that the text ends here. A forced cut is `start + WINDOW`.
     """
     limit = start + WINDOW
-    for candidate in _CANDIDATE.finditer(text, max(start, scan), limit + 2 * SLACK):
+    seen = max(start, scan)
+    for candidate in _CANDIDATE.finditer(text, seen, limit + 2 * SLACK):
         end, right = candidate.span()
         if end == start:
             if end < right:
                 return Cut(start + 1, start + 1)
             continue
-        block = _key_block(text, start, end, final=final)
+        block = _key_block(text, start, seen, end, final=final)
         if block is not None:
             return block
+        seen = end
         if end > limit:
             return Cut(limit, limit, forced=True)
         if end == right:
@@ -110,12 +116,12 @@ def next_cut(text: str, start: int, scan: int, context: str, *, final: bool) -> 
             return Cut(UNDECIDED, end)
         if not joined:
             return Cut(right, right)
-    return _cut_without_gap(text, start, final=final)
+    return _cut_without_gap(text, start, seen, final=final)
 
 
-def _cut_without_gap(text: str, start: int, *, final: bool) -> Cut:
+def _cut_without_gap(text: str, start: int, seen: int, *, final: bool) -> Cut:
     """Return the cut when no gap so far is one."""
-    block = _key_block(text, start, len(text), final=final)
+    block = _key_block(text, start, seen, len(text), final=final)
     if block is not None:
         return block
     limit = start + WINDOW
@@ -124,16 +130,19 @@ def _cut_without_gap(text: str, start: int, *, final: bool) -> Cut:
     return Cut(len(text) if final else UNDECIDED, len(text))
 
 
-def _key_block(text: str, start: int, end: int, *, final: bool) -> Cut | None:
-    """Return the cut after a private-key block that begins in this segment, if there is one."""
-    header = pem.find_header(text, start, min(end, start + WINDOW))
+def _key_block(text: str, start: int, seen: int, end: int, *, final: bool) -> Cut | None:
+    """Return the cut after a private-key block that begins in this segment, if there is one.
+
+    Up to *seen* an earlier call has looked; a header that was open there is at most `pem.LONGEST_HEADER` long.
+    """
+    header = pem.find_header(text, max(start, seen - pem.LONGEST_HEADER), min(end, start + WINDOW))
     if header is None:
         return None
     close = pem.block_end(text, header, final=final)
     if close == pem.NOT_A_KEY:
         return None
     if close == pem.OPEN:
-        return Cut(UNDECIDED, start)
+        return Cut(UNDECIDED, start, more=(len(text) - start) // GROWTH)
     return Cut(CAPPED, header.end() + pem.PEM_CAP) if close == pem.CAPPED else Cut(close, close)
 
 

@@ -15,6 +15,7 @@ from casemate.guard.placeholders import PLACEHOLDER, Placeholders
 from casemate.guard.verdict import Action, Channel, GuardPolicy
 
 MAX_ROUNDS: Final = 4
+KEY_BLOCK: Final = "secret:private-key"
 _ACTING: Final = frozenset({Action.REDACT, Action.BLOCK})
 
 
@@ -72,6 +73,11 @@ class Session:
             if not changed:
                 break
         return pieces
+
+    def key_block(self, folded: str) -> Piece:
+        """Return *folded*, a private key too long to be read through, as one piece."""
+        acting = self._settings.action(KEY_BLOCK) in _ACTING
+        return Piece(0, len(folded), KEY_BLOCK, self._mark(KEY_BLOCK, folded) if acting else None)
 
     def skip(self, folded: str, start: int, end: int) -> None:
         """Note that *folded* from *start* to *end*, which holds nothing, has become output as it is."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casemate.guard.entities import pem
 from casemate.guard.output import OutputWatch
 from casemate.guard.placeholders import Placeholders
 from casemate.guard.redact import redact_text
@@ -190,3 +191,13 @@ def test_ordinary_words_leave_as_soon_as_the_next_one_begins():
     assert redactor.feed(",").text == ""
     assert redactor.feed(" ").text == "world, "
     assert redactor.flush().text == ""
+
+
+def test_a_long_key_is_not_read_again_for_every_piece(monkeypatch):
+    looks = []
+    block_end = pem.block_end
+    monkeypatch.setattr(pem, "block_end", lambda *args, **kwargs: looks.append(1) or block_end(*args, **kwargs))
+    text = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEow8A/b+c\n" * 1000 + "-----END RSA PRIVATE KEY-----\n"
+    out, _spans, stop = stream(text, iter(lambda: 3, None))
+    assert (stop, out.startswith("[PRIVATE_KEY_")) == (None, True)
+    assert len(looks) < 100

@@ -14,13 +14,13 @@ from casemate.guard.entities.window import Found, Window
 
 _BASIC = re.compile(r"(?<![A-Za-z])basic[ \t]{1,4}[\"']?([A-Za-z0-9+/]{8,400}={0,2})(?![A-Za-z0-9+/=])", re.IGNORECASE)
 _BEARER = re.compile(r"(?<![A-Za-z])bearer[ \t]{1,4}[\"']?([A-Za-z0-9\-._~+/]{16,2000}={0,2})", re.IGNORECASE)
-_FLAG = re.compile(
+_FLAG = re.compile(r" (?:-p ?|-P |-a |-w )[\"']?([^\s\"']{4,64})")
+_FLAG_OF = re.compile(
     r"(?<![A-Za-z])(?:mysql|mysqldump|mysqladmin|mariadb|sshpass|mongosh?|redis-cli|7z|zip|unzip|docker|psql|sqlcmd|ldapsearch)\b"
-    r"[^\n|;]{0,100}? (?:-p ?|-P |-a |-w )[\"']?([^\s\"']{4,64})"
+    r"[^\n|;]*\Z"
 )
-_CURL_USER = re.compile(
-    r"(?<![A-Za-z])(?:curl|wget|http)\b[^\n|]{0,120}? (?:-u|--user|-a)[ =]?[\"']?[^\s:\"']{1,64}:([^\s\"']{4,128})"
-)
+_CURL_USER = re.compile(r" (?:-u|--user|-a)[ =]?[\"']?[^\s:\"']{1,64}:([^\s\"']{4,128})")
+_CURL = re.compile(r"(?<![A-Za-z])(?:curl|wget|http)\b[^\n|]*\Z")
 _LONG_FLAG = re.compile(
     r"(?<![A-Za-z0-9])--?(?:password|passwd|pass|token|secret|api-key|apikey)[ =][\"']?([^\s\"']{4,256})", re.IGNORECASE
 )
@@ -35,10 +35,12 @@ _CALL = re.compile(
     r"(?:[\"'][\w.@\-]{1,40}[\"'], ?)?[\"']([^\"'\s]{8,256})[\"']",
     re.IGNORECASE,
 )
-_PAIR = re.compile(
-    r"(?:(?<![A-Za-z])(?:login|log in|sign in|logon|creds?|credentials?|account)[^\n/]{0,40}? [\w.@\-]{1,40} ?/ ?"
-    r"|(?<![\w/.\-])(?:admin|root|administrator|user|guest|sa|postgres|ubuntu|pi)[:/])([^\s\"'/:]{6,64})",
-    re.IGNORECASE,
+_PAIR = re.compile(r"(?<= )[\w.@\-]{1,40} ?/ ?([^\s\"'/:]{6,64})")
+_LOGIN = re.compile(
+    r"(?<![A-Za-z])(?:login|log in|sign in|logon|creds?|credentials?|account)[^\n/]{0,41}\Z", re.IGNORECASE
+)
+_USER_PAIR = re.compile(
+    r"(?<![\w/.\-])(?:admin|root|administrator|user|guest|sa|postgres|ubuntu|pi)[:/]([^\s\"'/:]{6,64})", re.IGNORECASE
 )
 _CODE = re.compile(
     r"(?<![A-Za-z])(?:otp|pin|passcode|cvv2?|cvc2?|tan)(?: code)?[ #]{1,2}(\d{3,8})(?!\w)", re.IGNORECASE
@@ -46,6 +48,7 @@ _CODE = re.compile(
 _JWK = re.compile(r"\"d\"[ ]?:[ ]?\"([A-Za-z0-9_\-]{40,700})\"")
 _NEAR: Final = 32
 _WIDE: Final = 144
+_AFTER_REACH: Final = 112
 _LOGINS: Final = ("login", "log in", "sign in", "logon", "cred", "account")
 _USERS: Final = ("admin", "root", "user", "guest", "sa", "postgres", "ubuntu", "pi")
 
@@ -53,7 +56,8 @@ _USERS: Final = ("admin", "root", "user", "guest", "sa", "postgres", "ubuntu", "
 class Row(NamedTuple):
     """A way to write a secret: signs that are cheap to look for, the pattern (its group is the secret), the check.
 
-    `sign` is near the secret, one of `words` (if there are any) within the pattern's reach; both in lower case.
+    `sign` is near the secret, one of `words` (if there are any) within `_WIDE` before it; both in lower case. `after`
+    must match the text right before the pattern: it is only asked where the pattern is, which bounds the time.
     """
 
     kind: str
@@ -62,6 +66,7 @@ class Row(NamedTuple):
     reach: int
     check: Callable[[str], bool]
     words: tuple[str, ...] = ()
+    after: re.Pattern[str] | None = None
 
 
 def find_in_commands(window: Window) -> Iterator[Found]:
@@ -73,8 +78,12 @@ def find_in_commands(window: Window) -> Iterator[Found]:
         if row.sign not in near or (row.words and not any(word in wide for word in row.words)):
             continue
         for match in row.pattern.finditer(text, max(0, base - row.reach)):
-            if match.start(1) >= base and row.check(match[1]):
+            if match.start(1) >= base and row.check(match[1]) and _stands_after(row.after, text, match.start()):
                 yield Found(*match.span(1), f"secret:{row.kind}", GENERIC)
+
+
+def _stands_after(what: re.Pattern[str] | None, text: str, at: int) -> bool:
+    return what is None or what.search(text, max(0, at - _AFTER_REACH), at) is not None
 
 
 def _is_login(value: str) -> bool:
@@ -116,14 +125,15 @@ def _is_code_number(value: str) -> bool:
 ROWS: Final = (
     Row("basic-auth", "basic", _BASIC, 24, _is_login),
     Row("bearer-token", "bearer", _BEARER, 24, _is_bearer),
-    Row("password", "-", _FLAG, 128, is_password_text, (" -p", " -a ", " -w ")),
-    Row("curl-auth-user", "-", _CURL_USER, 140, is_password_text, ("curl", "wget", "http")),
+    Row("password", "-", _FLAG, 8, is_password_text, (" -p", " -a ", " -w "), _FLAG_OF),
+    Row("curl-auth-user", "-", _CURL_USER, 80, is_password_text, ("curl", "wget", "http"), _CURL),
     Row("password", "-", _LONG_FLAG, 32, is_password_text, ("-pass", "-token", "-secret", "-api")),
     Row("password", "net user", _NET_USER, 80, _is_strong_with_digit),
     Row("password", "</", _TAG, 64, is_password_text),
     Row("generic-api-key", "(", _CALL, 64, _is_given, ("('", '("')),
-    Row("password", "/", _PAIR, 100, _is_strong, (*_LOGINS, *(f"{user}/" for user in _USERS))),
-    Row("password", ":", _PAIR, 24, _is_strong, tuple(f"{user}:" for user in _USERS)),
+    Row("password", "/", _PAIR, 48, _is_strong, _LOGINS, _LOGIN),
+    Row("password", "/", _USER_PAIR, 24, _is_strong, tuple(f"{user}/" for user in _USERS)),
+    Row("password", ":", _USER_PAIR, 24, _is_strong, tuple(f"{user}:" for user in _USERS)),
     Row("pin", "otp", _CODE, 16, _is_code_number),
     Row("pin", "pin", _CODE, 16, _is_code_number),
     Row("pin", "passcode", _CODE, 16, _is_code_number),

@@ -43,7 +43,7 @@ _SAYS_SECRET: Final = (
 )
 _ASSIGNS: Final = re.compile(
     r"[:=>]|(?i:\b(?:is|was|are|lautet|ist|est|es)\b|\u00e8)(?! {1,3}[a-z]{1,12}(?:\s|[.,;!?](?:\s|\Z)))"
-    r"|(?P<stop>[,;{}&?|\n]|[.!] )"
+    r"|(?P<stop>[|\n])"  # other signs that end a clause may stand in a value, and be gone when the rules look
 )
 _NUMBER: Final = re.compile(r"\d\w?")
 _DECIMAL: Final = re.compile(r"\d\.\d{3}")

@@ -15,6 +15,7 @@ OPEN: Final = -1
 CAPPED: Final = -2
 NOT_A_KEY: Final = -3
 MIN_MATERIAL: Final = 40
+LONGEST_HEADER: Final = 192
 
 _ARMOUR: Final = r"(?:[A-Z0-9]{1,20} ){0,5}PRIVATE KEY(?: BLOCK)?"
 _HEADER = re.compile(rf"-----BEGIN {_ARMOUR}-----|---- BEGIN {_ARMOUR} ----|PuTTY-User-Key-File-\d: ")
