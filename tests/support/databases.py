@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import os
 import tempfile
+import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+import asyncpg
 
 KINDS = ("sqlite", "postgresql")
 
@@ -39,3 +46,44 @@ def new(kind: str, directory: Path) -> str:
     server.psql(f"CREATE DATABASE {name};")
     host = server.get_uri().rpartition("host=")[2]
     return f"postgresql://postgres:@/{name}?host={quote(host, safe='/')}"
+
+
+@contextlib.contextmanager
+def session(url: str) -> Iterator[Callable[[str], None]]:
+    """Give a connection of the test's own to a PostgreSQL database: SQL is run as it stands."""
+    with asyncio.Runner() as runner:
+        connection = runner.run(asyncpg.connect(dsn(url), server_settings={"application_name": "test"}))
+        try:
+            yield lambda text: runner.run(connection.execute(text))
+        finally:
+            runner.run(connection.close())
+
+
+def wait_for_lock(url: str) -> None:
+    """Wait until somebody waits for a lock in the database."""
+    end = time.monotonic() + 30
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    while not _ask(url, waits):
+        assert time.monotonic() < end, "nobody waits"
+        time.sleep(0.05)
+
+
+def cut_connections(url: str) -> None:
+    """Do to the server's connections what a restart of the database does."""
+    _ask(url, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+              " AND application_name <> 'test' AND pid <> pg_backend_pid()")  # fmt: skip
+
+
+def _ask(url: str, query: str) -> Any:
+    async def work() -> Any:
+        connection = await asyncpg.connect(dsn(url), server_settings={"application_name": "test"})
+        try:
+            return await connection.fetchval(query)
+        finally:
+            await connection.close()
+
+    return asyncio.run(work())
+
+
+def dsn(url: str) -> str:
+    return url.replace("postgresql+asyncpg:", "postgresql:")

@@ -20,8 +20,9 @@ _ELSEWHERE: Final = {
     "token": "casemate.cli.fleet_token",
     "device": "casemate.cli.fleet_device",
     "ca": "casemate.cli.fleet_ca",
+    "audit": "casemate.cli.fleet_audit",
 }
-_ORDER: Final = ("serve", "token", "device", "ca")
+_ORDER: Final = ("serve", "token", "device", "audit", "ca")
 
 
 class FleetTree(click.Group):

@@ -70,6 +70,12 @@ class AuditLog:
         await connection.execute(sa.insert(tables.audit_event).values(seq=seq, created=now, entry=entry, **values))
         return seq
 
+    async def newest(self, connection: AsyncConnection, limit: int) -> list[dict[str, Any]]:
+        """Return the newest *limit* entries, oldest first."""
+        event = tables.audit_event.c
+        rows = (await connection.execute(sa.select(event.entry).order_by(event.seq.desc()).limit(limit))).all()
+        return [msgspec.json.decode(row.entry) for row in reversed(rows)]
+
     async def checkpoint(self, connection: AsyncConnection) -> bytes:
         """Return the newest signed checkpoint; an empty log has one too."""
         row = (await connection.execute(sa.select(tables.audit_tree.c.checkpoint))).one_or_none()

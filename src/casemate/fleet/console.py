@@ -24,6 +24,7 @@ from casemate.fleet.home import FleetHome
 from casemate.fleet.listing import Filter
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import schema
+from casemate.formats.tlog import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,3 +110,18 @@ class Console:
             act = Act(self.actor, "ca.rotate", detail={"intermediate": made.name})
             await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
         return made
+
+    async def audit_entries(self, limit: int) -> list[dict[str, Any]]:
+        """Return the newest entries of the audit log, oldest first."""
+        async with self.fleet.store.read() as connection:
+            return await self.fleet.audit.newest(connection, limit)
+
+    async def audit_checkpoint(self) -> bytes:
+        """Return the newest signed checkpoint of the audit log."""
+        async with self.fleet.store.read() as connection:
+            return await self.fleet.audit.checkpoint(connection)
+
+    async def verify_audit(self, against: bytes | None) -> Checkpoint:
+        """Prove the audit log, and that it extends *against*."""
+        async with self.fleet.store.read() as connection:
+            return await self.fleet.audit.verify(connection, against)
