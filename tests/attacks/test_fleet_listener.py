@@ -239,7 +239,7 @@ def self_test(directory, mode):
         context.verify_mode = mode
         server = listeners.Listener(answer_everybody, sock, context)
         task = asyncio.create_task(server.serve())
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         try:
             await selftest.prove_that_strangers_are_refused(*sock.getsockname(), ours, clock.wall())
@@ -387,10 +387,10 @@ def test_a_database_that_is_restarted_in_the_middle_of_a_request_burns_no_token(
 
 
 def test_a_header_without_end_is_cut_off(scene):
-    with socket.create_connection(scene.server.address("enrol"), 10) as raw:
-        tls = scene.server.context().wrap_socket(raw, server_hostname="127.0.0.1")
-        with pytest.raises(OSError):  # noqa: PT012 - somewhere in it the connection is gone
-            tls.sendall(b"GET / HTTP/1.1\r\nX: ")
-            for _ in range(200):
-                tls.sendall(b"a" * 65536)
+    raw = socket.create_connection(scene.server.address("enrol"), 10)
+    tls = scene.server.context().wrap_socket(raw, server_hostname="127.0.0.1")
+    with tls, pytest.raises(OSError):  # noqa: PT012 - somewhere in it the connection is gone
+        tls.sendall(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(200):
+            tls.sendall(b"a" * 65536)
     assert scene.ask(scene.device.identity) == 200

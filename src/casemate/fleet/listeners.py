@@ -209,15 +209,13 @@ def device_context(certificate: Path, key: Path, authorities: list[str]) -> ssl.
         HostError: the library would not insist on a certificate.
 
     """
+    if not authorities:
+        raise HostError("no authority for devices: refusing to listen")
     context = server_context(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata="".join(authorities))
-    if (
-        context.verify_mode is not ssl.CERT_REQUIRED
-        or len(context.get_ca_certs()) < len(authorities)
-        or not authorities
-    ):
-        raise HostError("no authority for devices: refusing to listen")
+    if context.verify_mode is not ssl.CERT_REQUIRED or len(context.get_ca_certs()) < len(authorities):
+        raise HostError("certificates of devices would not be checked: refusing to listen")
     return context
 
 
