@@ -3,10 +3,10 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo check check-long test lint format bench docs guard-train lock setup-device setup-dev
+.PHONY: help up demo check check-long test tuf-conformance lint format bench docs guard-train lock setup-device setup-dev
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: setup-device ## Set up everything, then serve the demo model on 127.0.0.1:8080
 	@exec .venv/bin/casemate up
@@ -29,6 +29,10 @@ test: setup-dev ## Run the tests
 
 check-long: lint ## Everything, and the long tests (crash rounds, 10^5 chunkings, a fresh clone)
 	HYPOTHESIS_PROFILE=long $(PYTEST) -q -m "long or not long" --timeout=1800
+
+tuf-conformance: setup-dev ## Run the public suite tuf-conformance on our client: make tuf-conformance DIR=CHECKOUT
+	@test -n "$(DIR)" || { echo "give DIR=, a checkout of theupdateframework/tuf-conformance" >&2; exit 2; }
+	cd "$(DIR)" && $(CURDIR)/$(PYTHON) -m pytest tuf_conformance --entrypoint "$(CURDIR)/$(PYTHON) $(CURDIR)/tests/conformance/tuf_client.py"
 
 bench: setup-dev ## Measure against the peers; writes bench-results/*.json and prints tables
 	$(PYTHON) benchmarks/run.py

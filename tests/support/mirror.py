@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 
 class Mirror:
@@ -41,6 +42,8 @@ class Mirror:
             if re.fullmatch(pattern, path) and act(handler, path):
                 return
         file = self.root / path
+        if not file.is_file():
+            file = self.root / unquote(path)
         if not file.is_file():
             handler.send_error(404)
             return

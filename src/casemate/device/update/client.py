@@ -27,7 +27,7 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Root, Signed, Targets  # type: ignore[attr-defined]
+from tuf.api.metadata import Root, Signed, TargetFile, Targets  # type: ignore[attr-defined]
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
@@ -65,13 +65,23 @@ class Target(msgspec.Struct, frozen=True):
 class Client:
     """What a repository says now, verified."""
 
-    def __init__(self, directory: Path, trust: FirstTrust, source: Source, floors: FloorStore, clock: Clock) -> None:
-        """Work in *directory* (the home's `update/`)."""
+    def __init__(
+        self,
+        directory: Path,
+        trust: FirstTrust,
+        source: Source,
+        floors: FloorStore,
+        clock: Clock,
+        *,
+        earliest: int = BUILT,
+    ) -> None:
+        """Work in *directory* (the home's `update/`); it is not earlier than *earliest* (seconds)."""
         self._directory = directory
         self._trust = trust
         self._source = source
         self._floors = floors
         self._clock = clock
+        self._earliest = earliest
         self._now = 0
         self._updater: _Updater | None = None
 
@@ -89,9 +99,9 @@ class Client:
             raise UntrustedDataError(
                 "the floors belong to another first trust",
                 check="floors-trust",
-                hint="somebody changed the device's files; give first trust again with `update trust`",
+                hint="somebody changed the device's files; give first trust again with `casemate update trust`",
             )
-        self._now = require_clock(self._clock.wall(), floors.clock)
+        self._now = require_clock(self._clock.wall(), max(floors.clock, self._earliest))
         with _rules():
             self._updater = updater = self._open()
             updater.refresh()
@@ -105,26 +115,35 @@ class Client:
         self._floors.raise_to(found)
         return freshness
 
-    def read(self, path: str, limit: int) -> Target:
-        """Return the target *path*, of at most *limit* bytes; call `refresh` first.
+    def find(self, path: str, limit: int) -> TargetFile:
+        """Return what signed metadata says of the target *path*, of at most *limit* bytes; call `refresh` first.
 
         Raises:
             NotFoundError: nobody who may signs for such a target.
-            UntrustedDataError: `metadata-*`, `target-digest`, `target-size`.
-            OperationError: it cannot be fetched.
+            UntrustedDataError: `metadata-*`, `target-size`.
+            OperationError: the metadata cannot be fetched.
 
         """
-        updater = self._require_updater()
         with _rules():
-            info = updater.get_targetinfo(path)
+            info = self._require_updater().get_targetinfo(path)
         self._require_fresh_targets()
         if info is None:
             raise NotFoundError(f"the repository has no {path}", hint="was it published, and promoted?")
         if info.length > limit:
-            raise UntrustedDataError(
-                f"{path} is larger than {limit} bytes", check="target-size", hint="nothing was used"
-            )
-        data = self._source.get(TARGETS + updater.file_of(path, info.hashes), info.length)
+            raise UntrustedDataError(f"{path} is larger than {limit} bytes", check="target-size", hint=_AGAIN)
+        return info
+
+    def read(self, path: str, limit: int) -> Target:
+        """Return the target *path*.
+
+        Raises:
+            NotFoundError: as `find`, or its file is not there.
+            UntrustedDataError: as `find`; `target-digest`.
+            OperationError: it cannot be fetched.
+
+        """
+        info = self.find(path, limit)
+        data = self._source.get(TARGETS + self._require_updater().file_of(path, info.hashes), info.length)
         try:
             info.verify_length_and_hashes(data)
         except LengthOrHashMismatchError as error:
@@ -140,7 +159,7 @@ class Client:
             UntrustedDataError: `clock`: this device's clock says it is.
 
         """
-        require_clock(self._clock.wall(), signed)
+        require_clock(self._clock.wall(), max(signed, self._earliest))
         self._floors.raise_to(Floors(clock=signed))
 
     def allow_offline(self, days: int) -> None:
@@ -185,21 +204,20 @@ class Client:
                 raise UntrustedDataError(f"the metadata of {role} has expired", check="metadata-expired", hint=_STALE)
 
 
-def require_clock(wall: float, floor: int) -> int:
-    """Return the time to judge by: *wall*, never below *floor* nor below when this was built.
+def require_clock(wall: float, least: int) -> int:
+    """Return the time to judge by: *wall*, never below *least* (both in seconds).
 
     Raises:
         UntrustedDataError: `clock`: *wall* is earlier than it can be.
 
     """
-    least = max(floor, BUILT)
     if wall < least - SKEW:
         moment = dt.datetime.fromtimestamp(least, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
         raise UntrustedDataError(
             f"this device's clock is wrong: it has been {moment} before",
             check="clock",
             hint="set it (`timedatectl set-ntp true`); if it is right now and was wrong before: "
-            "`update trust --accept-clock`",
+            "`casemate update trust ROOT.json --url U --accept-clock`",
         )
     return max(int(wall), least)
 

@@ -130,5 +130,5 @@ def _require_pin(connection: HTTPSConnection, pin: str) -> None:
         raise UntrustedDataError(
             "the server's key is not the pinned one",
             check="server-key",
-            hint="somebody is in between, or the server got a new key: then pin it with `update trust`",
+            hint="somebody is in between, or the server got a new key: then pin it with `casemate update trust`",
         )

@@ -26,17 +26,17 @@ from casemate.device.home import Owner, write_atomic
 from casemate.device.update import sealed_file
 from casemate.errors import OperationError, UntrustedDataError
 
-LIMIT: Final = 64 * 1024
-ROLE_LIMIT: Final = 64
+LIMIT: Final = 512 * 1024
+ROLE_LIMIT: Final = 1024
 ARTEFACT_LIMIT: Final = 256
 SOFTWARE: Final = "software only"
 _LABEL: Final = "floors"
 _WAY_OUT: Final = (
     "somebody changed the device's files: find out who; then give first trust again with "
-    "`update trust ROOT.json --url U --forget-floors`"
+    "`casemate update trust ROOT.json --url U --forget-floors`"
 )
 
-Role = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Role = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Artefact = Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{1,16}/[a-z0-9._-]{1,63}\Z")]
 Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")]

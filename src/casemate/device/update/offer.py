@@ -97,7 +97,7 @@ def still_offered(client: Client, offer: Offer) -> None:
         raise _stopped()
     if found.content_digest != offer.content_digest:
         raise PolicyDeniedError(
-            "the channel offers something else now", hint="what was fetched is kept; `update fetch` again"
+            "the channel offers something else now", hint="what was fetched is kept; `casemate update fetch` again"
         )
 
 

@@ -251,7 +251,7 @@ def _judge(path: str, response: urllib3.BaseHTTPResponse, have: int) -> None:
     if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110, 15.4
         raise OperationError(
             f"the server sends this device elsewhere for {path} ({status})",
-            hint="redirects are refused: give the address it ends at with `update trust`",
+            hint="redirects are refused: give the address it ends at with `casemate update trust`",
         )
     raise OperationError(f"cannot fetch {path}: the server answers {status}", hint="ask whoever runs the server")
 
@@ -273,7 +273,7 @@ def _translated(error: Exception, *, slow: bool) -> Exception:
             return UntrustedDataError(
                 f"the server is not who it should be: {cause.verify_message}",
                 check="server-certificate",
-                hint="check the address and this device's clock, or pin the server's key with `update trust`",
+                hint="check the address and this device's clock, or pin the server's key with `casemate update trust`",
             )
         cause = cause.__cause__ or cause.__context__
     return _Again("the server is too slow" if slow else f"{type(error).__name__}: {error}"[:200])

@@ -130,7 +130,7 @@ def load(directory: Path) -> FirstTrust:
         raise OperationError(f"cannot read {directory / _FILE}: {error.strerror}", hint="run as its owner") from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise UntrustedDataError(
-            "the device's first trust does not parse", check="trust-form", hint="give it again: `update trust`"
+            "the device's first trust does not parse", check="trust-form", hint="give it again: `casemate update trust`"
         ) from error
 
 

@@ -112,7 +112,7 @@ def test_missing_or_damaged_is_a_refusal_with_a_way_out(store, tmp_path, name, h
     raw = path.read_bytes()
     path.unlink()
     if how != "gone":
-        path.write_bytes(b"" if how == "empty" else raw + b"x" * 70_000)
+        path.write_bytes(b"" if how == "empty" else raw + b"x" * 600_000)
     for act in (store.read, lambda: store.raise_to(Floors(clock=1)), lambda: store.accept_clock(1)):
         with pytest.raises(UntrustedDataError) as caught:
             act()
