@@ -53,17 +53,18 @@ def try_out(desk: Desk) -> Applied:
     if not boot.trial or boot.generation is None:
         raise OperationError(boot.note or "there is nothing to try", hint="see `casemate update status`")
     generation = boot.generation
-    desk.port.record(
-        event.update_trial(
-            generation=generation.number,
-            content=generation.content_digest,
-            tries=boot.tries,
-            now=desk.clock.wall(),
-        )
-    )
+    _record_trial(desk, generation, boot.tries)
     way, seconds = _serve_trial(desk, generation)
     judge(desk, generation)
     return Applied(generation.number, str(Phase.GOOD), way, seconds)
+
+
+def _record_trial(desk: Desk, generation: Generation, tries: int) -> None:
+    desk.port.record(
+        event.update_trial(
+            generation=generation.number, content=generation.content_digest, tries=tries, now=desk.clock.wall()
+        )
+    )
 
 
 def _serve_trial(desk: Desk, generation: Generation) -> tuple[str, float]:
@@ -179,6 +180,7 @@ def settle(desk: Desk) -> None:
     state = desk.store.state()
     if state.phase is Phase.TRIAL:
         generation = desk.store.read(state.trial)
+        _record_trial(desk, generation, state.tries)
         _serve_trial(desk, generation)  # the process that began it may have been cut off before the switch
         judge(desk, generation)
     end_soak(desk)
