@@ -198,6 +198,15 @@ def _status(result: Result) -> str:
     return "\n".join(f"{name:<14}{value}" for name, value in rows)
 
 
+@command.command()
+@json_option
+def demo(*, as_json: bool) -> int:
+    """Show updates at work on throw-away homes: delta, self-rollback, refusals; exits 0 only if each step did."""
+    from casemate.cli import update_tour
+
+    return update_tour.run(as_json=as_json)
+
+
 # --- the update process -----------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from casemate import keystores
 from casemate.config import Settings
@@ -25,6 +25,7 @@ from casemate.formats import grant
 from casemate.keystores import Sources
 
 Result = dict[str, Any]
+_NICE: Final = 10
 Work = Callable[[Desk], Result]
 
 
@@ -60,6 +61,7 @@ def run(
         raise NotFoundError("this device has no keystore yet", hint="make it: `casemate device key show`")
 
     def child(link: socket.socket, *, running: bool) -> Result:
+        os.nice(_NICE)  # answers of the running device come first
         drop_privileges(owner_of("update"))
         harden()
         port = Port(link, running=running)
