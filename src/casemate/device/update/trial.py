@@ -213,7 +213,7 @@ def _after_soak(desk: Desk) -> None:
 
 
 def collect(desk: Desk) -> None:
-    """Remove generations and containers that no state needs; a container that one shares stays.
+    """Remove generations and containers that no state needs.
 
     What cannot be removed now is removed next time.
     """
@@ -225,20 +225,11 @@ def collect(desk: Desk) -> None:
 
 def _collect(desk: Desk) -> None:
     store = desk.store
-    garbage = store.gc()
-    needed = {name for number in store.state().kept for name in _containers(desk, number)}
-    gone = [name for name in garbage.containers if name not in needed]
+    gone = store.gc().containers
     for name in gone:
         desk.port.remove_container(name)
     if gone:
         store.forget(gone)
-
-
-def _containers(desk: Desk, number: int) -> tuple[str, ...]:
-    """Return what a kept generation serves; the pending one may not be written yet, it has its claims."""
-    if not desk.store.directory(number).exists():
-        return ()
-    return desk.store.read(number).containers
 
 
 def _refused(error: CasemateError) -> CasemateError:
