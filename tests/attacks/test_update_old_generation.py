@@ -71,6 +71,17 @@ def test_not_even_when_the_new_one_is_gone(updated, tmp_path):
         updated.runs()
 
 
+def test_deleting_every_generation_does_not_bring_back_what_was_there_before_updates(updated):
+    """Without a generation a device serves what it was given by hand: the control is a device that never had one."""
+    assert Device(updated.path.parent.parent / "new").create().runs() == 0
+    shutil.rmtree(updated.path / "gen")
+    (updated.path / "state").unlink()
+    with pytest.raises(UntrustedDataError, match="no generation is left"):
+        updated.runs()
+    assert updated.update(3, security=2)
+    assert updated.runs() == 3
+
+
 def test_nor_by_rolling_back_to_it(updated, tmp_path):
     put_back(updated, tmp_path)
     with pytest.raises(CasemateError):

@@ -354,7 +354,17 @@ class GenerationStore:
         return after
 
     def _good(self, state: State, facts: Facts, *notes: str) -> Boot:
-        """Return the good generation, or what can stand in for one that does not prove itself."""
+        """Return the good generation, or what can stand in for one that does not prove itself.
+
+        Floors rise only to what was good, and something good stays: floors without it mean that somebody took it away,
+        and what the device was given by hand is older than they allow.
+        """
+        if not state.good and facts.floors.security:
+            raise UntrustedDataError(
+                "this device has run updates, and no generation is left",
+                check="update-state",
+                hint="apply an update while no device runs here; floors stay",
+            )
         if state.good and (problem := self._shelf.problem(state.good, facts)):
             state = self._recovered(state, problem, settled=True)
             notes = (*notes, state.last_error, self._unwritten(state))
