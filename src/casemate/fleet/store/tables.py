@@ -385,7 +385,6 @@ approval = _table(  # what one person asked for and another must agree to
     Column("device_id", _ID, nullable=False),
     Column("asked_by", _ID, nullable=False),
     Column("asked", Float, nullable=False),
-    Column("asked_with", String(1400), nullable=False),  # the passkey it was asked with
     Column("not_before", Float, nullable=False),  # one person alone: carried out only after this
     Column("expires", Float, nullable=False),
     Column("state", String(16), nullable=False),  # asked | agreed | cancelled | done

@@ -33,7 +33,6 @@ def upgrade() -> None:
         sa.Column("device_id", sa.String(length=36), nullable=False),
         sa.Column("asked_by", sa.String(length=36), nullable=False),
         sa.Column("asked", sa.Float(), nullable=False),
-        sa.Column("asked_with", sa.String(length=1400), nullable=False),
         sa.Column("not_before", sa.Float(), nullable=False),
         sa.Column("expires", sa.Float(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),

@@ -1,0 +1,225 @@
+"""Pages about devices: what needs a person, all of them, one of them, and what a person can do to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.responses import RedirectResponse, Response
+
+from casemate.errors import UsageError
+from casemate.fleet import approvals, devices, listing
+from casemate.fleet.accounts import roles
+from casemate.fleet.accounts.roles import Permission
+from casemate.fleet.devices import Change
+from casemate.fleet.listing import Filter
+from casemate.fleet.states import CARRIES_ASSET, TRANSITIONS, Event, State
+from casemate.fleet.store import tables
+from casemate.fleet.web.visit import Visit
+
+PAGE: Final = 50
+OFFLINE: Final = 3600.0
+"""Seconds without a word after which a device is called silent."""
+RENEWAL: Final = 2 * 86400.0
+
+_NEEDS: Final = {
+    Event.APPROVE: Permission.ENROL,
+    Event.QUARANTINE: Permission.QUARANTINE,
+    Event.REVOKE: Permission.QUARANTINE,
+    Event.RELEASE: Permission.RELEASE,
+}
+"""What a person may do at once, and with which permission; a wipe goes through `approvals`."""
+
+
+async def overview(visit: Visit) -> Response:
+    """Show what needs a person first, then the numbers."""
+    device, seen, alert = tables.device.c, tables.device_seen.c, tables.alert.c
+    enrolled = device.state == State.ENROLLED
+    count = sa.select(sa.func.count()).select_from(tables.device)
+    async with visit.site.fleet.store.read() as connection:
+        states = await _counts(connection, sa.select(device.state, sa.func.count()).group_by(device.state))
+        levels = await _counts(
+            connection, sa.select(device.assurance, sa.func.count()).where(enrolled).group_by(device.assurance)
+        )
+        late = count.join(tables.device_seen, device.id == seen.device_id).where(
+            enrolled, seen.last_seen < visit.now - OFFLINE
+        )
+        silent = (await connection.execute(late)).scalar_one()
+        ending = count.where(enrolled, device.certificate_expires < visit.now + RENEWAL)
+        expiring = (await connection.execute(ending)).scalar_one()
+        alerts = (
+            await connection.execute(
+                sa.select(tables.alert).where(alert.closed.is_(None)).order_by(alert.opened.desc()).limit(12)
+            )
+        ).all()
+        pending = (
+            await connection.execute(
+                sa.select(device.id, device.asset, device.created)
+                .where(device.state == State.PENDING)
+                .order_by(device.created)
+                .limit(12)
+            )
+        ).all()
+        asked = await approvals.open_ones(connection, visit.now)
+    return visit.page(
+        "overview.html",
+        navigation=await navigation(visit),
+        states=states,
+        silent=silent,
+        expiring=expiring,
+        levels=levels,
+        alerts=alerts,
+        pending=pending,
+        asked=asked,
+        total=sum(states.get(state, 0) for state in CARRIES_ASSET),
+    )
+
+
+async def _counts(connection: AsyncConnection, query: sa.Select[Any]) -> dict[str, int]:
+    return {row[0]: row[1] for row in await connection.execute(query)}
+
+
+async def index(visit: Visit) -> Response:
+    """Show a page of devices; a search is by the beginning of the asset tag."""
+    asset, state, group = visit.field("search", 128), visit.field("state", 16), visit.field("group", 128)
+    if state and state not in set(State):
+        raise UsageError(f"no device can be {state!r}")
+    chosen = Filter(State(state) if state else None, group or None, asset)
+    async with visit.site.fleet.store.read() as connection:
+        found = await listing.page(connection, chosen, visit.now, cursor=visit.form.get("after", "")[:500], size=PAGE)
+    query = {key: value for key, value in (("search", asset), ("state", state), ("group", group)) if value}
+    after = f"?{urlencode({**query, 'after': found.cursor})}" if found.cursor else ""
+    partial = visit.request.headers.get("hx-target") == "rows"
+    values: dict[str, Any] = {"devices": found.devices, "after": after, "query": query, "states": list(State)}
+    if partial:
+        return visit.page("devices_rows.html", **values)
+    return visit.page("devices.html", navigation=await navigation(visit), **values)
+
+
+async def show(visit: Visit) -> Response:
+    """Show one device: its state, why its assurance is what it is, and its history."""
+    name = visit.request.path_params["device"]
+    result, grant, checkpoint = tables.attest_result.c, tables.key_grant.c, tables.journal_checkpoint.c
+    async with visit.site.fleet.store.read() as connection:
+        device = await listing.show(connection, name, visit.now)
+        where = device["id"]
+        attested = (
+            await connection.execute(
+                sa.select(
+                    result.status, result.assurance, result.reasons, result.policy, result.created, result.expires
+                )
+                .where(result.device_id == where)
+                .order_by(result.created.desc())
+                .limit(1)
+            )
+        ).one_or_none()
+        grants = (
+            await connection.execute(
+                sa.select(grant.model, grant.granted, grant.reason, grant.created, grant.expires)
+                .where(grant.device_id == where)
+                .order_by(grant.created.desc())
+                .limit(20)
+            )
+        ).all()
+        journal = (
+            await connection.execute(
+                sa.select(checkpoint.size, checkpoint.changed, checkpoint.fault).where(checkpoint.device_id == where)
+            )
+        ).one_or_none()
+        asked = [one for one in await approvals.open_ones(connection, visit.now) if one.device_id == where]
+    reasons = json.loads(attested.reasons) if attested else []
+    return visit.page(
+        "device.html",
+        navigation=await navigation(visit),
+        device=device,
+        attested=attested,
+        reasons=reasons,
+        grants=grants,
+        journal=journal,
+        asked=asked,
+        actions=possible(visit, device["state"]),
+        alone_minutes=int(approvals.ALONE // 60),
+    )
+
+
+def possible(visit: Visit, state: str) -> dict[str, bool]:
+    """Return which actions a person sees on a device in *state*."""
+    role = visit.who.role
+    found = {
+        event.value: (State(state), event) in TRANSITIONS and roles.allowed(role, permission)
+        for event, permission in _NEEDS.items()
+    }
+    found["wipe"] = (State(state), Event.WIPE) in TRANSITIONS and roles.allowed(role, Permission.WIPE)
+    return found
+
+
+async def change(visit: Visit, event: Event) -> Response:
+    """Carry out what a person ordered, now."""
+    name = visit.request.path_params["device"]
+    act = Change(event, visit.who.name, visit.now, visit.field("reason"))
+    async with visit.site.fleet.store.write() as connection:
+        row = await devices.find(connection, name)
+        await devices.apply(connection, visit.site.fleet.audit, row.id, act, visit.site.commander)
+    return RedirectResponse(f"/devices/{row.id}", 303)
+
+
+async def ask_wipe(visit: Visit) -> Response:
+    """Ask for a wipe; a second person, or time, carries it out."""
+    if visit.field("confirm", 128) == "":
+        raise UsageError("type the asset tag to confirm")
+    async with visit.site.fleet.store.write() as connection:
+        row = await devices.find(connection, visit.request.path_params["device"])
+        if visit.field("confirm", 128) != row.asset:
+            raise UsageError(f"that is not the asset tag of this device, which is {row.asset}")
+        await approvals.ask(
+            connection, visit.site.fleet.audit, approvals.Wish("wipe", row.id, row.asset), visit.who, visit.now
+        )
+    return RedirectResponse(f"/devices/{row.id}", 303)
+
+
+async def agree(visit: Visit) -> Response:
+    """Agree to what somebody else asked for; it is carried out now."""
+    async with visit.site.fleet.store.write() as connection:
+        device = await approvals.agree(
+            connection, visit.site.fleet.audit, visit.request.path_params["approval"], visit.who, visit.now
+        )
+        await approvals.carry_out(connection, visit.site.fleet.audit, visit.site.commander, visit.now)
+    return RedirectResponse(f"/devices/{device}", 303)
+
+
+async def cancel(visit: Visit) -> Response:
+    """Take back what was asked for."""
+    async with visit.site.fleet.store.write() as connection:
+        device = await approvals.cancel(
+            connection, visit.site.fleet.audit, visit.request.path_params["approval"], visit.who, visit.now
+        )
+    return RedirectResponse(f"/devices/{device}", 303)
+
+
+async def navigation(visit: Visit) -> list[dict[str, Any]]:
+    """Return the entries of the menu that a person may open, with what waits there."""
+    async with visit.site.fleet.store.read() as connection:
+        alerts = (
+            await connection.execute(sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None)))
+        ).scalar_one()
+        pending = (
+            await connection.execute(sa.select(sa.func.count()).where(tables.device.c.state == State.PENDING))
+        ).scalar_one()
+    rows = (
+        ("/", "Overview", Permission.READ, 0),
+        ("/devices", "Devices", Permission.READ, 0),
+        ("/enrolment", "Enrolment", Permission.READ, pending),
+        ("/policies", "Policies", Permission.READ, 0),
+        ("/grants", "Key grants", Permission.READ, 0),
+        ("/alerts", "Alerts", Permission.READ, alerts),
+        ("/audit", "Audit", Permission.AUDIT, 0),
+        ("/people", "People", Permission.READ, 0),
+    )
+    return [
+        {"path": path, "label": label, "count": count}
+        for path, label, permission, count in rows
+        if roles.allowed(visit.who.role, permission)
+    ]

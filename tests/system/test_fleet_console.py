@@ -1,0 +1,352 @@
+"""The console in a real browser, with real passkeys: who gets in, what they can do, and that all can read it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import ssl
+import time
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+import sqlalchemy as sa
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from casemate.fleet import approvals
+from casemate.fleet.accounts.roles import Role
+from casemate.fleet.states import State
+from casemate.fleet.store import tables
+from casemate.fleet.web import routes
+from support.fleet_site import browser, running
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not shutil.which("chromium"), reason="apt install chromium chromium-driver"),
+]
+AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
+PAGES = ("/", "/devices", "/enrolment", "/policies", "/grants", "/alerts", "/audit", "/people")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("console")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def ada(site):
+    """Return the browser of the owner."""
+    with browser() as driver:
+        join(driver, site.invite())
+        yield driver
+
+
+def join(driver, link):
+    driver.get(link)
+    driver.find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(driver, lambda: urlsplit(driver.current_url).path == "/")
+
+
+def until(driver, true, within=20):
+    wait = WebDriverWait(driver, within, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException])
+    wait.until(lambda _: true())
+
+
+def words(driver):
+    return driver.find_element(By.TAG_NAME, "body").text
+
+
+def opened(driver, action):
+    driver.find_element(By.CSS_SELECTOR, f"[data-opens=ask-{action}]").click()
+    return driver.find_element(By.ID, f"ask-{action}")
+
+
+def path(driver):
+    return urlsplit(driver.current_url).path
+
+
+def raw(site, method, target, *, headers=None, body=None):
+    """Speak HTTP to the console without a browser."""
+    port = int(site.origin.rpartition(":")[2])
+    link = http.client.HTTPSConnection("localhost", port, context=ssl._create_unverified_context(), timeout=20)
+    try:
+        link.request(method, target, body=body, headers=headers or {})
+        answer = link.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read().decode()
+    finally:
+        link.close()
+
+
+def cookie(driver):
+    return driver.get_cookie("__Host-casemate")["value"]
+
+
+# --- the door ---------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_sees_anything_without_signing_in(site):
+    for route in routes.routes():
+        target = route.path.replace("{device}", "x").replace("{token}", "x").replace("{approval}", "x")
+        target = target.replace("{alert:int}", "1").replace("{name}", "casemate.css")
+        if target.startswith(("/static", "/sign", "/join")):
+            continue
+        method = next(iter(route.methods - {"HEAD"}))
+        own = {"origin": site.origin, "sec-fetch-site": "same-origin"}
+        status, headers, text = raw(site, method, target, headers=own)
+        assert status == 303, (method, target, status)
+        assert headers["location"].startswith("/sign-in?")
+        assert text == ""
+
+
+def test_the_owner_came_in_with_a_passkey_and_the_cookie_is_out_of_reach(site, ada):
+    ada.get(site.origin)
+    assert "What needs a person comes first" in words(ada)
+    held = ada.get_cookie("__Host-casemate")
+    assert (held["secure"], held["httpOnly"], held["sameSite"], held["path"]) == (True, True, "Lax", "/")
+    assert ada.execute_script("return document.cookie") == ""
+
+
+def test_an_invitation_works_once(site, ada):
+    link = site.invite("Grace", Role.OPERATOR)
+    with browser() as other:
+        join(other, link)
+        assert "Grace" in words(other)
+        other.delete_all_cookies()
+        other.get(link)
+        assert "this invitation was used" in words(other).lower()
+
+
+def test_signing_out_ends_the_session_on_the_server(site):
+    with browser() as driver:
+        join(driver, site.invite("Lin", Role.VIEWER))
+        stolen = cookie(driver)
+        driver.find_element(By.CSS_SELECTOR, "form[action='/sign-out'] button").click()
+        until(driver, lambda: path(driver) == "/sign-in")
+        status, _, _ = raw(site, "GET", "/", headers={"cookie": f"__Host-casemate={stolen}"})
+        assert status == 303
+        driver.find_element(By.CSS_SELECTOR, "button.primary").click()
+        until(driver, lambda: path(driver) == "/")
+        assert "Lin" in words(driver)
+
+
+# --- requests that another site makes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"origin": "null"},
+        {"origin": "{own}", "sec-fetch-site": "cross-site"},
+        {"origin": "{own}", "sec-fetch-site": "same-site"},
+        {"origin": "{own}", "sec-fetch-site": "same-origin", "csrf": "wrong"},
+        {"origin": "{own}", "sec-fetch-site": "same-origin", "csrf": ""},
+    ],
+    ids=["nothing", "elsewhere", "null", "cross-site", "same-site", "wrong-token", "no-token"],
+)
+def test_a_request_that_is_not_from_our_page_changes_nothing(site, ada, headers):
+    device = site.add_device(f"csrf-{time.monotonic_ns()}")
+    ada.get(f"{site.origin}/devices/{device}")
+    token = ada.find_element(By.NAME, "csrf").get_attribute("value")
+    sent = {key: value.replace("{own}", site.origin) for key, value in headers.items()}
+    body = urlencode({"csrf": sent.pop("csrf", token), "reason": "x"})
+    sent |= {"cookie": f"__Host-casemate={cookie(ada)}", "content-type": "application/x-www-form-urlencoded"}
+    status, _, _ = raw(site, "POST", f"/devices/{device}/quarantine", headers=sent, body=body)
+    assert status == 403
+    assert state_of(site, device) == State.ENROLLED
+    good = sent | {"origin": site.origin, "sec-fetch-site": "same-origin"}
+    body = urlencode({"csrf": token, "reason": "x"})
+    assert raw(site, "POST", f"/devices/{device}/quarantine", headers=good, body=body)[0] == 303
+    assert state_of(site, device) == State.QUARANTINED, "the control: our own page can"
+
+
+def state_of(site, device):
+    return site.read(sa.select(tables.device.c.state).where(tables.device.c.id == device))[0].state
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "/a\nb"])
+def test_nobody_is_sent_elsewhere_after_signing_in(site, ada, target):
+    found = raw(
+        site, "GET", f"/sign-in?{urlencode({'next': target})}", headers={"cookie": f"__Host-casemate={cookie(ada)}"}
+    )
+    assert found[0] == 303
+    assert found[1]["location"] == "/"
+
+
+@pytest.mark.parametrize("target", ["/", "/sign-in", "/static/casemate.css", "/nothing", "/devices/nope"])
+def test_every_answer_carries_the_headers(site, target):
+    _, headers, _ = raw(site, "GET", target)
+    assert "'unsafe" not in headers["content-security-policy"]
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert headers["x-frame-options"] == "DENY"
+
+
+def test_names_from_devices_and_people_are_text_and_nothing_else(site, ada):
+    nasty = "<img src=x onerror=window.owned=1>"
+    device = site.add_device(nasty)
+    for target in ("/devices?search=%3Cimg", f"/devices/{device}", "/"):
+        ada.get(site.origin + target)
+        assert ada.execute_script("return window.owned ?? null") is None
+    ada.get(f"{site.origin}/devices/{device}")
+    assert nasty in words(ada)
+
+
+# --- what people do ---------------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_quarantined_and_released_with_a_passkey_shown_again(site, ada):
+    device = site.add_device("till-70")
+    ada.get(f"{site.origin}/devices/{device}")
+    ask = opened(ada, "quarantine")
+    ask.find_element(By.NAME, "reason").send_keys("seen at a market")
+    ask.find_element(By.CSS_SELECTOR, "button.danger").click()
+    until(ada, lambda: "quarantined" in words(ada))
+    assert "seen at a market" in words(ada)
+    site.write(lambda connection: connection.execute(sa.update(tables.session).values(proved=0)))
+    opened(ada, "release").find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: path(ada) == "/prove")
+    assert state_of(site, device) == State.QUARANTINED
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: path(ada) == f"/devices/{device}")
+    opened(ada, "release").find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: state_of(site, device) == State.ENROLLED)
+
+
+def test_an_open_page_hears_of_a_change_by_itself(site, ada):
+    ada.get(site.origin)
+    site.add_device("kiosk-live", State.PENDING)
+    device = site.add_device("kiosk-cause")
+    from casemate.fleet.wake import note_change  # noqa: PLC0415
+
+    time.sleep(1.5)
+    site.write(lambda connection: note_change(connection, device, "state", time.time()))
+    until(ada, lambda: "kiosk-live" in words(ada), within=25)
+
+
+def test_a_wipe_needs_a_second_person_and_the_asset_tag(site, ada):
+    device = site.add_device("till-80")
+    with browser() as second:
+        join(second, site.invite("Sol", Role.SECURITY_OFFICER))
+        ada.get(f"{site.origin}/devices/{device}")
+        ask = opened(ada, "wipe")
+        ask.find_element(By.NAME, "confirm").send_keys("till-81", Keys.ENTER)
+        until(ada, lambda: "not the asset tag" in words(ada))
+        ada.get(f"{site.origin}/devices/{device}")
+        opened(ada, "wipe").find_element(By.NAME, "confirm").send_keys("till-80", Keys.ENTER)
+        until(ada, lambda: "waits for a second person" in words(ada))
+        assert not ada.find_elements(By.XPATH, "//button[contains(., 'Agree')]")
+        assert site.settle(later=3600) == 0, "time alone is not enough when somebody else could agree"
+        assert state_of(site, device) == State.ENROLLED
+        second.get(site.origin)
+        second.find_element(By.XPATH, "//button[contains(., 'Agree')]").click()
+        until(second, lambda: state_of(site, device) == State.WIPING)
+        site.write(
+            lambda connection: connection.execute(
+                sa.update(tables.user).where(tables.user.c.name == "Sol").values(state="disabled")
+            )
+        )
+
+
+def test_a_single_owner_waits_and_can_change_their_mind(site, ada):
+    kept, gone = site.add_device("till-90"), site.add_device("till-91")
+    for asset, device in (("till-90", kept), ("till-91", gone)):
+        ada.get(f"{site.origin}/devices/{device}")
+        opened(ada, "wipe").find_element(By.NAME, "confirm").send_keys(asset, Keys.ENTER)
+        until(ada, lambda: "unless somebody cancels" in words(ada))
+    ada.get(f"{site.origin}/devices/{kept}")
+    ada.find_element(By.XPATH, "//button[contains(., 'Cancel it')]").click()
+    until(ada, lambda: "unless somebody cancels" not in words(ada))
+    assert site.settle(later=1) == 0
+    assert site.settle(later=approvals.ALONE + 1) == 1
+    assert (state_of(site, kept), state_of(site, gone)) == (State.ENROLLED, State.WIPING)
+
+
+def test_a_viewer_sees_and_cannot_do(site):
+    device = site.add_device("till-95")
+    with browser() as driver:
+        join(driver, site.invite("Vic", Role.VIEWER))
+        driver.get(f"{site.origin}/devices/{device}")
+        assert not driver.find_elements(By.CSS_SELECTOR, "[data-opens]")
+        token = driver.find_element(By.NAME, "csrf").get_attribute("value")
+        sent = {
+            "cookie": f"__Host-casemate={cookie(driver)}",
+            "origin": site.origin,
+            "content-type": "application/x-www-form-urlencoded",
+        }
+        for verb in ("quarantine", "revoke", "wipe", "release", "approve"):
+            body = urlencode({"csrf": token, "confirm": "till-95"})
+            assert raw(site, "POST", f"/devices/{device}/{verb}", headers=sent, body=body)[0] == 403
+        driver.get(f"{site.origin}/audit")
+        assert "may not do this" in words(driver)
+    assert state_of(site, device) == State.ENROLLED
+
+
+def test_a_token_is_shown_once(site, ada):
+    ada.get(f"{site.origin}/enrolment")
+    ada.find_element(By.NAME, "asset").send_keys("till-99", Keys.ENTER)
+    until(ada, lambda: "shown once" in words(ada))
+    token = ada.find_element(By.CSS_SELECTOR, "code.secret").text
+    ada.get(f"{site.origin}/enrolment")
+    assert token not in ada.page_source
+    assert "till-99" in words(ada)
+
+
+def test_a_hundred_devices_come_in_pages_and_a_search_finds_one(site, ada):
+    for number in range(60):
+        site.add_device(f"page-{number:03}")
+    ada.get(f"{site.origin}/devices?search=page-")
+    assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) == 50
+    ada.find_element(By.CSS_SELECTOR, "a[rel=next]").click()
+    until(ada, lambda: len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) == 10)
+    ada.get(f"{site.origin}/devices")
+    ada.find_element(By.ID, "search").send_keys("page-031")
+    until(ada, lambda: [row.text for row in ada.find_elements(By.CSS_SELECTOR, "tbody td:first-child")] == ["page-031"])
+
+
+# --- everybody can use it ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_clean_to_axe_and_quiet_in_the_log(site, ada, theme):
+    device = site.add_device(f"axe-{theme}")
+    ada.get(site.origin)
+    ada.execute_script("localStorage.setItem('theme', arguments[0])", theme)
+    ada.get_log("browser")
+    for target in (*PAGES, f"/devices/{device}", "/prove", "/join/x"):
+        ada.get(site.origin + target)
+        ada.execute_script(AXE.read_text())
+        found = ada.execute_async_script("const done = arguments[0]; axe.run().then((told) => done(told.violations));")
+        assert not found, (target, json.dumps([(one["id"], one["nodes"][0]["html"]) for one in found]))
+        loud = [row for row in ada.get_log("browser") if "403" not in row["message"]]
+        assert not loud, (target, loud)
+    ada.execute_script("localStorage.removeItem('theme')")
+
+
+def test_it_works_on_a_phone_and_by_keyboard(site, ada):
+    size = ada.get_window_size()
+    ada.set_window_size(400, 800)
+    try:
+        for target in PAGES:
+            ada.get(site.origin + target)
+            wide = ada.execute_script("return document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, target
+        ada.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+        assert ada.switch_to.active_element.text == "Skip to the content"
+        ada.switch_to.active_element.send_keys(Keys.ENTER)
+        assert ada.execute_script("return location.hash") == "#content"
+    finally:
+        ada.set_window_size(size["width"], size["height"])
+
+
+def test_a_page_is_light(site, ada):
+    ada.get(f"{site.origin}/devices")
+    bytes_ = ada.execute_script(
+        "return performance.getEntries().filter((e) => e.encodedBodySize).reduce((n, e) => n + e.encodedBodySize, 0)"
+    )
+    assert 0 < bytes_ <= 250_000
