@@ -19,10 +19,11 @@ Result = TypeVar("Result")
 _ELSEWHERE: Final = {
     "token": "casemate.cli.fleet_token",
     "device": "casemate.cli.fleet_device",
+    "admin": "casemate.cli.fleet_admin",
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
 }
-_ORDER: Final = ("serve", "token", "device", "audit", "ca")
+_ORDER: Final = ("serve", "token", "device", "admin", "audit", "ca")
 
 
 class FleetTree(click.Group):
@@ -73,6 +74,7 @@ def command() -> None:
 @click.option("--listen-enrol", "enrol", default="127.0.0.1:8445", show_default=True, metavar="H:P")
 @click.option("--name", "names", multiple=True, metavar="HOST", help="A name or address devices reach this server by.")
 @click.option("--devices-url", metavar="URL", help="Where devices connect, when a proxy is in front; remembered.")
+@click.option("--people-url", metavar="URL", help="The address people open, when it is not the listener's; remembered.")
 @click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), metavar="F", help="People's own chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path, exists=True), metavar="F", help="Its private key, PEM.")
 @json_option
@@ -104,13 +106,17 @@ def serve(
         enrol=_address(given["enrol"]),
         database=given["database"],
         devices_url=given["devices_url"],
+        people_url=given["people_url"],
         names=names,
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
     )
 
     async def ready(_fleet: Any, where: server.Ready) -> None:
         if as_json:
-            emit_line({"ready": True, **{key: getattr(where, key) for key in ("people", "devices", "enrol", "ca")}})
+            link = {"admin_link": where.admin_link} if where.admin_link else {}
+            emit_line(
+                {"ready": True, **{key: getattr(where, key) for key in ("people", "devices", "enrol", "ca")}, **link}
+            )
         else:
             _welcome(home.path, where)
 
@@ -128,6 +134,9 @@ def _welcome(path: Path, where: Any) -> None:
     for name in ("people", "devices", "enrol"):
         say(f"{name:8} {getattr(where, name) or 'off'}")
     say(f"root     {where.ca}")
+    if where.admin_link:
+        say(f"console  {style(where.admin_link, 'good')}")
+        say("         opens once, for a day: make your passkey there; `casemate fleet admin invite NAME` makes another")
     say(f"enrol a device: `casemate fleet token create --dir {path} --asset NAME`, and on it:")
     say(f"  casemate device enrol {where.enrol or 'https://THIS-SERVER'} --token-file FILE")
 

@@ -12,11 +12,13 @@ from starlette.routing import Route
 
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import checkin, est
+from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import problem
 from casemate.fleet.peer import Peers
 from casemate.fleet.store import schema
+from casemate.fleet.web import routes as web
 
 
 def enrolment_app(fleet: Fleet) -> Starlette:
@@ -31,10 +33,10 @@ def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
     return app
 
 
-def people_app(fleet: Fleet, commander: Commander | None) -> Starlette:
-    """Return what people reach; only with *commander* can anything be ordered."""
+def people_app(fleet: Fleet, commander: Commander, party: RelyingParty) -> Starlette:
+    """Return what people reach: the console at the address of *party*, whose orders *commander* signs."""
     app = _app(fleet, [Route("/healthz", _health), Route("/metrics", _metrics)])
-    app.state.commander = commander
+    web.attach(app, fleet, commander, party)
     return app
 
 

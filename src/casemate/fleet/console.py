@@ -12,9 +12,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import sqlalchemy as sa
+
 from casemate.clock import Clock
 from casemate.errors import OperationError
-from casemate.fleet import devices, enrolment, listing, pki
+from casemate.fleet import devices, enrolment, listing, pki, serve
+from casemate.fleet.accounts import people
+from casemate.fleet.accounts.roles import Role
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -23,7 +28,7 @@ from casemate.fleet.enrolment import NewToken, Wanted
 from casemate.fleet.home import FleetHome
 from casemate.fleet.listing import Filter
 from casemate.fleet.states import Event, State
-from casemate.fleet.store import schema
+from casemate.fleet.store import schema, tables
 from casemate.formats.tlog import Checkpoint
 
 
@@ -94,6 +99,31 @@ class Console:
             known = (await devices.find(connection, name)).id
             state = await devices.apply(connection, self.fleet.audit, known, change, self.commander)
         return state, known
+
+    async def invite(self, name: str, role: Role, url: str | None) -> str:
+        """Make the one-time link for a person; *url* is the address people open."""
+        settings = msgspec.structs.replace(self.fleet.settings, people_url=url or self.fleet.settings.people_url)
+        origin = serve.relying_party(settings, port=serve.PEOPLE_PORT).origin
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            token = await people.invite(connection, name, role, now)
+            act = Act(self.actor, "person.invited", detail={"name": name, "role": role.value})
+            await self.fleet.audit.append(connection, act, now)
+        return f"{origin}/join/{token}"
+
+    async def list_people(self) -> list[dict[str, Any]]:
+        """Return everybody, with role and state."""
+        user = tables.user.c
+        async with self.fleet.store.read() as connection:
+            rows = await connection.execute(sa.select(user.name, user.role, user.state).order_by(user.name))
+            return [dict(row) for row in rows.mappings()]
+
+    async def disable_person(self, name: str) -> None:
+        """Let somebody in no more."""
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            await people.disable(connection, name)
+            await self.fleet.audit.append(connection, Act(self.actor, "person.disabled", detail={"name": name}), now)
 
     async def export_root(self, out: Path) -> None:
         """Move the root's key away; written down first, because it cannot be taken back."""

@@ -36,6 +36,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...] = ()
     devices_url: str = ""
     """Where devices are told to connect; empty: where the listener is."""
+    people_url: str = ""
+    """The address people open, https://HOST[:PORT]; passkeys belong to its host. Empty: where the listener is."""
     schema: int = 1
 
 

@@ -11,12 +11,17 @@ import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from casemate.clock import Clock
 from casemate.crypto import x509
-from casemate.errors import UsageError
+from casemate.errors import ConfigError, UsageError
 from casemate.fleet import listeners, pki, selftest, upkeep
+from casemate.fleet.accounts import people
+from casemate.fleet.accounts.passkeys import RelyingParty
+from casemate.fleet.accounts.roles import Role
 from casemate.fleet.app import devices_app, enrolment_app, people_app
+from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome, Settings
@@ -25,6 +30,8 @@ from casemate.fleet.store import Store, schema
 from casemate.fleet.store.database import sqlite_url
 
 LISTENERS: Final = ("people", "devices", "enrol")
+PEOPLE_PORT: Final = 8443
+"""Where people are served unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +44,7 @@ class Options:
     database: str | None = None
     names: tuple[str, ...] = ()
     devices_url: str | None = None
+    people_url: str | None = None
     tls: tuple[Path, Path] | None = None
     """Certificate chain and key for people's browsers (PEM)."""
 
@@ -51,6 +59,8 @@ class Ready:
     ca: str
     first: bool
     """The fleet was made just now."""
+    admin_link: str = ""
+    """The one-time way in for the first owner; on the first start only."""
 
 
 async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
@@ -67,7 +77,13 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         fleet = uuid.uuid4().hex
         pki.create(home, fleet, clock)
         database = options.database or sqlite_url(home.path / "fleet.db")
-        settings = Settings(fleet=fleet, database=database, names=options.names, devices_url=options.devices_url or "")
+        settings = Settings(
+            fleet=fleet,
+            database=database,
+            names=options.names,
+            devices_url=options.devices_url or "",
+            people_url=options.people_url or "",
+        )
     else:
         settings = home.settings()
         settings = Settings(
@@ -75,6 +91,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
             database=options.database or settings.database,
             names=options.names or settings.names,
             devices_url=settings.devices_url if options.devices_url is None else options.devices_url,
+            people_url=settings.people_url if options.people_url is None else options.people_url,
         )
     store = Store(settings.database)
     try:
@@ -118,7 +135,8 @@ async def serve(
             host, port = sockets["devices"].getsockname()[:2]
             await selftest.prove_that_strangers_are_refused(_reachable(host), port, fleet.authority, clock.wall())
         shown = {name: addresses.get(name, "") for name in LISTENERS}
-        await ready(fleet, Ready(**shown, ca=str(home.root), first=new))
+        link = await _first_owner(fleet, sockets["people"]) if new and "people" in sockets else ""
+        await ready(fleet, Ready(**shown, ca=str(home.root), first=new, admin_link=link))
         await _until_stopped(stopping, running)
     finally:
         stopping.set()
@@ -145,7 +163,8 @@ def _listener(
     elif name == "devices":
         app = devices_app(fleet, ProxyPeers(fleet) if proxied else TlsPeers())
     else:
-        app = people_app(fleet, commander)
+        assert commander is not None
+        app = people_app(fleet, commander, relying_party(fleet.settings, port=_port(sock)))
     if proxied:
         return listeners.Listener(app, sock, None)
     own = pki.listener_certificate(fleet.home, _names(sock, fleet.settings), fleet.clock)
@@ -154,6 +173,37 @@ def _listener(
         return listeners.Listener(app, sock, listeners.device_context(*own, authorities))
     chosen = options.tls if name == "people" and options.tls else own
     return listeners.Listener(app, sock, listeners.server_context(*chosen))
+
+
+def relying_party(settings: Settings, *, port: int) -> RelyingParty:
+    """Return whose passkeys people use: the host of the address they open, by default that of the listener at *port*.
+
+    Raises:
+        ConfigError: the address is not one that browsers make passkeys for.
+
+    """
+    name = settings.names[0] if settings.names else "localhost"
+    origin = settings.people_url.rstrip("/") or f"https://{name}" + (f":{port}" if port else "")
+    parts = urlsplit(origin)
+    host = parts.hostname or ""
+    if parts.scheme != "https" or parts.path or parts.query or parts.username or host.strip("[]0123456789.:") == "":
+        raise ConfigError(
+            f"{origin} cannot have passkeys", hint="--people-url https://HOST[:PORT], with a name and not an address"
+        )
+    return RelyingParty(host, origin)
+
+
+def _port(sock: socket.socket) -> int:
+    return 0 if sock.family == socket.AF_UNIX else int(sock.getsockname()[1])
+
+
+async def _first_owner(fleet: Fleet, sock: socket.socket) -> str:
+    """Return the link that makes the first owner."""
+    now = fleet.clock.wall()
+    async with fleet.store.write() as connection:
+        token = await people.invite(connection, "admin", Role.OWNER, now)
+        await fleet.audit.append(connection, Act("server", "person.invited", detail={"name": "admin"}), now)
+    return f"{relying_party(fleet.settings, port=_port(sock)).origin}/join/{token}"
 
 
 def _names(sock: socket.socket, settings: Settings) -> tuple[str, ...]:

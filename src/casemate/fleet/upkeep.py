@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import commands, inventory
+from casemate.fleet import approvals, commands, inventory
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.seen import FLUSH_SECONDS
@@ -63,6 +63,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
             async with fleet.store.write() as connection:
                 await signer.renew(connection, now)
                 await commands.expire(connection, now)
+                await approvals.carry_out(connection, fleet.audit, signer, now)
 
         rows.append(Task("commands", SWEEP_SECONDS, sweep))
     return rows
