@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from casemate.guard.entities.evidence import AFTER, EVIDENCE, Evidence, Role
@@ -142,20 +142,25 @@ def _survey(evidence: Sequence[Evidence], text: str, matches: list[tuple[int, in
             continue
         # What an earlier match has looked through is not looked through again, but for what may lie across its end.
         begin = max(end - 1, scanned.get(which, 0) - (_LONGEST_THEN if then_reach <= _SHORT_REACH else then_reach))
-        scanned[which] = end + then_reach
-        following = [(at - 1, at + reach) for at in _following(then, text, begin, end + then_reach)]
+        ends, scanned[which] = _following(then, text, begin, end + then_reach)
+        following = [(at - 1, at + reach) for at in ends]
         places.update(following)
         names = names or (bool(following) and role is Role.NAME)
     return Survey(sorted(places), names)
 
 
-def _following(then: re.Pattern[str], text: str, start: int, end: int) -> Iterator[int]:
-    """Return the ends of what *then* finds between *start* and *end*, up to its own group `stop`, if it has one."""
+def _following(then: re.Pattern[str], text: str, start: int, end: int) -> tuple[list[int], int]:
+    """Return the ends of what *then* finds between *start* and *end*, and how far that was looked through.
+
+    What *then* calls `stop` ends the search.
+    """
     stops = "stop" in then.groupindex
+    ends: list[int] = []
     for match in then.finditer(text, start, end):
         if stops and match["stop"]:
-            return
-        yield match.end()
+            return ends, match.start()
+        ends.append(match.end())
+    return ends, end
 
 
 def _is_time(text: str, end: int) -> bool:
