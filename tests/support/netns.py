@@ -27,14 +27,9 @@ class Network:
         """Return what a command begins with to run inside."""
         return ["nsenter", "-t", str(self.holder.pid), "-n", "--"]
 
-    def run(self, *command: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self.enter, *command],
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            [*self.enter, *command], capture_output=True, text=True, check=check, timeout=30, input=text
         )
 
     def move_thread(self) -> None:
