@@ -36,7 +36,7 @@ STRENGTH = {"user": 0.1, "document": 0.1}
 FALSE_ALARMS = {"user": 0.006, "document": 0.007}
 THIN = {"user": 0.4, "document": 0.15}
 # Prompts that play with telling words are rarer in the development data than in life.
-MARGIN = {"user": 0.1, "document": 0.1}
+MARGIN = {"user": 0.05, "document": 0.05}
 FLAGGED = {"user": 0.02, "document": 0.04}
 BACKGROUND = {"user": 0.3, "document": 1.0}
 STEPS = 127

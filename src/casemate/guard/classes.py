@@ -80,9 +80,9 @@ NEAR_GRAMMAR: Final = {
     "OBEY": "YOU NOW ALL ONLY",
     "CONCEAL": "USER REVEAL TEXT SENDVERB TOOL MUST",
     "HUSH": "USER SENDVERB REVEAL EXFILDATA TOOL",
-    "SENDVERB": "EXFILDATA LINK AT SECRET USER IMAGE",
+    "SENDVERB": "EXFILDATA LINK AT SECRET USER IMAGE HUSH",
     "EXFILDATA": "USER LINK AT IMAGE ENCODING",
-    "TOOL": "AT USER LINK MUST",
+    "TOOL": "AT USER LINK MUST YOUR SECRET NOW URGENT HUSH",
     "USER": "SWAP DISCARD OVERRIDE",
     "IMAGE": "LINK",
     "TAG": "YOU SAY SETUP ROLENAME",
@@ -90,6 +90,15 @@ NEAR_GRAMMAR: Final = {
     "RULER": "ENDING SETUP REVEAL NOW USER",
     "ENDING": "TEXT USER TAG",
     "NOW": "YOU TEXT",
+}
+
+# What means something anywhere in a window: a character without limits is described over several sentences.
+FAR_GRAMMAR: Final = {
+    "PERSONA": "FIGURE YOUARE LOOSE REFUSEWORD",
+    "NOREFUSE": "FIGURE YOUARE LOOSE REFUSEWORD",
+    "FREE": "FIGURE YOUARE LOOSE REFUSEWORD",
+    "HARM": "FIGURE YOUARE LOOSE REFUSEWORD",
+    "CONCEAL": "SENDVERB TOOL EXFILDATA",
 }
 
 SIZE: Final = len(CLASSES)
@@ -116,9 +125,12 @@ def allowed_signs() -> list[int]:
     return [_sign(number) for number in range(FEATURES)]
 
 
-_NEAR_PAIRS: Final = frozenset(
-    frozenset((name, partner)) for name, partners in NEAR_GRAMMAR.items() for partner in partners.split()
-)
+def _pairs(grammar: dict[str, str]) -> frozenset[frozenset[str]]:
+    return frozenset(frozenset((name, partner)) for name, partners in grammar.items() for partner in partners.split())
+
+
+_NEAR_PAIRS: Final = _pairs(NEAR_GRAMMAR)
+_FAR_PAIRS: Final = _pairs(FAR_GRAMMAR)
 
 
 def _sign(number: int) -> int:
@@ -135,5 +147,5 @@ def _sign(number: int) -> int:
     if all(name in STRONG for name in names):
         return 1
     if number >= FAR_BASE:
-        return 0
+        return int(frozenset(names) in _FAR_PAIRS)
     return int(frozenset(names) in _NEAR_PAIRS or ("START" in names and any(name in OPENERS for name in names)))
