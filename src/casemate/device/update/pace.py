@@ -16,7 +16,7 @@ import msgspec
 from casemate.errors import BusyError
 
 DAY_MINUTES: Final = 24 * 60
-BURST_SECONDS: Final = 0.25
+BURST_SECONDS: Final = 0.05
 BURST_BYTES: Final = 64 * 1024
 BACKOFF_BASE: Final = 1.0
 BACKOFF_CAP: Final = 60.0
@@ -57,7 +57,7 @@ class Bucket:
 
     @classmethod
     def full(cls, rate: float, now: float) -> Bucket:
-        """Return a full bucket; its burst is a quarter of a second, and never less than one read."""
+        """Return a full bucket; its burst is a twentieth of a second, and never less than one read."""
         burst = max(rate * BURST_SECONDS, BURST_BYTES)
         return cls(rate, burst, burst, now)
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from casemate.device.update import assembly, fetch
+from casemate.device.update import assembly, fetch, pace
 from casemate.device.update.assembly import Terms, Watch
 from casemate.device.update.offer import Offered
 from casemate.device.update.pace import Limits, NotNowError
@@ -316,7 +316,7 @@ def test_the_rate_limit_waits_for_every_byte_beyond_the_burst(site, place, tmp_p
     slept = []
     get(site, place, terms=Terms(pacer=pacer(tmp_path, FixedClock(1_800_000_000), slept, rate=1_000_000)))
     # the clock stands, so every wait is for the whole debt until then: the last is that of the whole payload
-    assert slept[-1] == pytest.approx((payload("full").transfer_bytes - 250_000) / 1_000_000)
+    assert slept[-1] == pytest.approx((payload("full").transfer_bytes - pace.BURST_BYTES) / 1_000_000)
 
 
 def test_the_sealed_part_is_the_one_the_manifest_names(site):
