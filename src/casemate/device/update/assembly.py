@@ -201,13 +201,12 @@ class Assembly:
 
     def _get(self, chunk: ChunkRef) -> bytes:
         """Fetch a chunk; one that was damaged on the way is asked for once more."""
+        pacer = None if self._source.offline else self._terms.pacer
         for attempt in range(1, _CORRUPT_TRIES + 1):
-            if self._terms.pacer:
-                self._terms.pacer.ask(chunk.size)
+            if pacer:
+                pacer.ask(chunk.size)
             try:
-                data = self._source.get(
-                    chunk.path, chunk.size, self._terms.pacer.taken if self._terms.pacer else ignore
-                )
+                data = self._source.get(chunk.path, chunk.size, pacer.taken if pacer else ignore)
                 return checked(data, chunk.sha256, chunk.size)
             except NotFoundError:
                 self.payload_failed = True

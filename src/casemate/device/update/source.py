@@ -10,7 +10,7 @@ TARGETS: Final = "targets/"
 CHUNKS: Final = "chunks/"
 
 Taken = Callable[[int], None]
-"""Told of every piece that arrived, with its size in bytes; it may wait, or raise to end the transfer."""
+"""Told of every piece that came over a line, with its size in bytes; it may wait, or raise to end the transfer."""
 
 
 def ignore(_size: int) -> None:

@@ -12,11 +12,15 @@ from hypothesis import given
 
 from casemate.device.update import fetch, imports
 from casemate.device.update import offer as offers
+from casemate.device.update.assembly import Terms
 from casemate.device.update.imports import TarSource
+from casemate.device.update.pace import Limits, NotNowError
+from casemate.device.update.pacer import Pacer
 from casemate.errors import NotFoundError, UntrustedDataError
 from casemate.formats import archive, grant, signature_log
 from casemate.release import export, grants, store
 from support import published
+from support.release import FixedClock
 
 NOW = float(int(time.time()))
 DAY = 86_400.0
@@ -64,6 +68,18 @@ def grants_made(repository, public):
     for record in records:
         grants.grant(repository, record, [public])
     return records
+
+
+def test_limits_of_the_line_do_not_hold_for_a_stick(carried, tar, tmp_path):
+    """Outside the allowed hours and with the day's bytes used up."""
+    path = tar()
+    (member,) = read(carried, path).members
+    closed = Pacer(tmp_path / "spent", Limits(rate=1, daily=1, hours=((0, 0),)), FixedClock(NOW), sleep=pytest.fail)
+    with pytest.raises(NotNowError):
+        closed.ask(1)
+    with TarSource(path) as source:
+        got = fetch.fetch_release(source, member, tmp_path / "fetch" / "r", bases=(), terms=Terms(pacer=closed))
+    assert got.path.stat().st_size == member.manifest.full.transfer_bytes
 
 
 def test_past_the_timestamps_day_it_is_accepted_and_shown(carried, tar):
