@@ -22,8 +22,9 @@ _ELSEWHERE: Final = {
     "admin": "casemate.cli.fleet_admin",
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
+    "simulate": "casemate.cli.fleet_simulate",
 }
-_ORDER: Final = ("serve", "token", "device", "admin", "audit", "ca")
+_ORDER: Final = ("serve", "token", "device", "admin", "audit", "ca", "simulate")
 
 
 class FleetTree(click.Group):

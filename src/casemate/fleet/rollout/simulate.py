@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from casemate.fleet.rollout.plan import Action, Plan, Progress, Tally, decide
+from casemate.fleet.rollout.plan import Action, Decision, Plan, Progress, Tally, decide
 from casemate.fleet.rollout.states import Event, State, move
 
 _ARRIVAL: Final = 1800.0
@@ -47,7 +47,7 @@ class Outcome:
     why: str
 
 
-Watcher = Callable[[float, Tally, str], None]
+Watcher = Callable[[float, Tally, Decision], None]
 
 
 def simulate(plan: Plan, world: World, seed: int, watcher: Watcher | None = None) -> Outcome:
@@ -60,7 +60,7 @@ def simulate(plan: Plan, world: World, seed: int, watcher: Watcher | None = None
         decision = decide(plan, progress, fleet.tally)
         progress = decision.progress
         if watcher:
-            watcher(now, fleet.tally, decision.why)
+            watcher(now, fleet.tally, decision)
         if decision.action is Action.OFFER:
             fleet.offer(progress.limit, now)
         elif decision.action is Action.STOP:
