@@ -23,8 +23,11 @@ _ELSEWHERE: Final = {
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
     "simulate": "casemate.cli.fleet_simulate",
+    "policy": "casemate.cli.fleet_policy",
+    "tpm": "casemate.cli.fleet_tpm",
+    "model": "casemate.cli.fleet_model",
 }
-_ORDER: Final = ("serve", "token", "device", "admin", "audit", "ca", "simulate")
+_ORDER: Final = ("serve", "token", "device", "policy", "model", "tpm", "admin", "audit", "ca", "simulate")
 
 
 class FleetTree(click.Group):

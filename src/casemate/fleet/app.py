@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
-from casemate.fleet import checkin, est
+from casemate.fleet import attestation, checkin, est, keybroker, tpm_enrolment
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -23,12 +23,12 @@ from casemate.fleet.web import routes as web
 
 def enrolment_app(fleet: Fleet) -> Starlette:
     """Return what anybody can reach: how to become a device."""
-    return _app(fleet, [*est.OPEN_ROUTES])
+    return _app(fleet, [*est.OPEN_ROUTES, *tpm_enrolment.ROUTES])
 
 
 def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
     """Return what enrolled devices can reach."""
-    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES])
+    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES, *attestation.ROUTES, *keybroker.ROUTES])
     app.state.peers = peers
     return app
 

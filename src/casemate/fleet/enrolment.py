@@ -119,7 +119,7 @@ async def enrol(fleet: Fleet, token: str, csr: bytes) -> bytes:
     public = authority.parse_csr(csr)
     key, now = key_digest(public), fleet.clock.wall()
     async with fleet.store.write() as connection:
-        row = await _open_token(connection, token, now)
+        row = await open_token(connection, token, now)
         if row.state == "used":
             device, asset = await _approved(connection, row, key), row.asset
         else:
@@ -134,7 +134,7 @@ async def enrol(fleet: Fleet, token: str, csr: bytes) -> bytes:
                 now=now,
             )
             asset = row.asset
-            await _use_token(connection, row.id, device)
+            await use_token(connection, row.id, device)
             if row.needs_approval and not row.device_id:
                 await _note(connection, fleet, Act("device", "device.asks", device, asset, {"token": row.id}))
         if device is None or await _is_pending(connection, device):
@@ -207,7 +207,13 @@ def key_digest(public: EcPublic) -> str:
     return hashlib.sha256(public.der()).hexdigest()
 
 
-async def _open_token(connection: AsyncConnection, text: str, now: float) -> sa.Row[Any]:
+async def open_token(connection: AsyncConnection, text: str, now: float) -> sa.Row[Any]:
+    """Return the row of a token that still enrols somebody, locked; one that waits for approval may be used already.
+
+    Raises:
+        NotAuthorisedError: unknown, used, revoked or expired. Which one is for our log only.
+
+    """
     refusal = NotAuthorisedError("this token does not enrol anybody", hint="ask for a new one")
     try:
         wanted = digest(parse_token(text).text)
@@ -222,7 +228,13 @@ async def _open_token(connection: AsyncConnection, text: str, now: float) -> sa.
     return row
 
 
-async def _use_token(connection: AsyncConnection, name: str, device: str) -> None:
+async def use_token(connection: AsyncConnection, name: str, device: str) -> None:
+    """Spend a token for *device*.
+
+    Raises:
+        NotAuthorisedError: somebody was faster.
+
+    """
     token = tables.enrolment_token
     done = await connection.execute(
         sa.update(token).where(token.c.id == name, token.c.state == "open").values(state="used", used_by=device)

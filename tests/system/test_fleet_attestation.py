@@ -1,0 +1,343 @@
+"""A server, software TPMs, and everything between them: joining, judging, keys. On SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import itertools
+import json
+
+import msgspec
+import pytest
+
+from casemate.cli.main import run
+from casemate.crypto.ecdsa import EcKey
+from casemate.crypto.secret import Secret
+from casemate.errors import NotAuthorisedError
+from casemate.fleet import keybroker
+from casemate.formats import evidence
+from support import databases
+from support.evidence import event, log_of
+from support.fleet import Device, Server, running
+from support.swtpm import needs_swtpm, software_tpm
+from support.tpm_device import FIRMWARE, STACK, TpmDevice
+
+pytestmark = needs_swtpm
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module", params=databases.KINDS)
+def server(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(f"attest-{request.param}")
+    with running(directory / "fleet", database=databases.new(request.param, directory)) as started:
+        started.cli("policy", "trust", offline("policy", "author", directory / "author")["public"])
+        yield started
+
+
+@pytest.fixture(scope="module")
+def makers(tmp_path_factory):
+    return tmp_path_factory.mktemp("maker") / "ca"
+
+
+@pytest.fixture
+def chip(server, makers, tmp_path):
+    with software_tpm(tmp_path / "tpm", makers) as made:
+        list_maker(server, made, tmp_path)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def known(server, makers, tmp_path_factory):
+    """A device that joined with its TPM, and the policy that was learned from it and signed."""
+    place = tmp_path_factory.mktemp("known")
+    with software_tpm(place / "tpm", makers) as chip:
+        list_maker(server, chip, place)
+        device = fresh(server, chip, place)
+        learn(server, device, place)
+        yield device
+
+
+@pytest.fixture
+def device(known):
+    """That device, just switched on."""
+    return known.boot()
+
+
+def list_maker(server, chip, place):
+    issuer = place / "issuer.pem"
+    issuer.write_bytes(chip.maker)
+    server.cli("tpm", "maker", str(issuer), "--software")
+
+
+def offline(*words):
+    """Run a verb that needs no fleet: what a policy's author does at a desk."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run(["fleet", *map(str, words), "--json"]) == 0, out.getvalue()
+    return json.loads(out.getvalue())
+
+
+def fresh(server, chip, tmp_path):
+    name = f"unit-{next(_names)}"
+    found = TpmDevice(server, tmp_path / name, name, chip).boot()
+    return found.join(server.token(name, "--group", f"group-{name}"))
+
+
+def learn(server: Server, device: TpmDevice, tmp_path):
+    assert device.attest()["status"] == "none"
+    proposal, signed = tmp_path / "proposal.json", tmp_path / "signed"
+    server.cli("policy", "learn", device.asset, "--out", str(proposal))
+    offline("policy", "sign", proposal, "--key-file", server.directory.parent / "author", "--out", signed)
+    server.cli("policy", "add", str(signed))
+    return signed
+
+
+def gated(server, **options):
+    name = f"model-{next(_names)}"
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return name, server.cli("model", "gate", name, *words)["key"]
+
+
+def last_grant(server):
+    return server.cli("model", "grants")["grants"][0]
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_listed_tpm_joins_without_a_token_and_comes_back_with_its_tpm_alone(server, chip, tmp_path):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    assert device.hello().status == 401
+    server.cli("tpm", "allow", device.ek_digest, "--asset", device.asset)
+    device.join()
+    assert device.checkin().status == 200
+    name, device.key = device.id, EcKey.generate()
+    assert device.join().id == name
+    assert device.checkin().status == 200
+
+
+def test_a_revoked_device_does_not_come_back_with_its_tpm(server, chip, tmp_path):
+    device = fresh(server, chip, tmp_path)
+    server.cli("device", "revoke", device.asset)
+    secret = device.activate(device.hello().json())
+    answer = device.open("enroll/tpm/complete", {"secret": base64.b64encode(secret).decode()})
+    assert answer.status == 401
+
+
+def test_a_proof_works_once_and_a_guess_not_at_all(server, chip, tmp_path):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    answer = device.hello(server.token(device.asset))
+    proof = {"secret": base64.b64encode(device.activate(answer.json())).decode()}
+    assert device.open("enroll/tpm/complete", {"secret": base64.b64encode(bytes(32)).decode()}).status == 401
+    assert device.open("enroll/tpm/complete", proof).status == 200
+    assert device.open("enroll/tpm/complete", proof).status == 401
+
+
+def test_a_credential_for_one_tpm_is_no_use_to_another(server, chip, tmp_path, makers):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    with software_tpm(tmp_path / "thief", makers) as other:
+        thief = TpmDevice(server, tmp_path / "t", device.asset, other)
+        _, _, foreign = thief.keys()
+        sealed = device.hello(server.token(device.asset), ak_public=foreign).json()
+        for each in (device, thief):
+            with pytest.raises(NotAuthorisedError):
+                each.activate(sealed)
+
+
+@pytest.mark.parametrize("field", ["ek_public", "ak_public", "csr"])
+def test_a_hello_that_is_not_one_is_refused_and_the_token_stays_good(server, chip, tmp_path, field):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    token = server.token(device.asset)
+    assert device.hello(token, **{field: b"not that"}).status == 400
+    device.join(token)
+
+
+def test_a_certificate_of_another_endorsement_key_is_refused(server, chip, tmp_path, makers):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    with software_tpm(tmp_path / "thief", makers) as other:
+        foreign = TpmDevice(server, tmp_path / "t", "x", other).keys()[0]
+    answer = device.hello(server.token(device.asset), ek_certificate=foreign)
+    assert (answer.status, answer.json()["check"]) == (400, "ek-certificate")
+
+
+def test_a_maker_nobody_listed_makes_no_chip(server, tmp_path):
+    with software_tpm(tmp_path / "tpm") as unlisted:
+        device = fresh(server, unlisted, tmp_path)
+        learn(server, device, tmp_path)
+        found = device.attest()
+    assert (found["status"], found["assurance"]) == ("affirming", "L2")
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_affirmed_by_a_policy_that_was_learned_read_and_signed(server, device):
+    found = device.attest()
+    assert (found["status"], found["assurance"]) == ("affirming", "L3")
+    assert server.device(device.asset)["assurance"] == "L3"
+
+
+def test_without_a_policy_for_its_group_a_device_is_not_affirmed_and_gets_no_key(server, chip, tmp_path):
+    device = fresh(server, chip, tmp_path)
+    found = device.attest()
+    assert (found["status"], found["assurance"]) == ("none", "L0")
+    model, _ = gated(server, min_assurance="L2")
+    assert device.ask_key(model).status == 403
+    assert "not affirming" in last_grant(server)["reason"]
+
+
+def test_an_older_policy_does_not_come_back(server, device):
+    signed = device.identity.parent.parent / "signed"
+    server.cli("policy", "add", str(signed), expect=10)
+
+
+def test_a_policy_of_another_author_is_refused(server, device, tmp_path):
+    offline("policy", "author", tmp_path / "stranger")
+    server.cli("policy", "learn", device.asset, "--out", str(tmp_path / "p"))
+    signed = str(tmp_path / "s")
+    offline("policy", "sign", tmp_path / "p", "--key-file", tmp_path / "stranger", "--out", signed)
+    server.cli("policy", "add", signed, expect=10)
+
+
+def test_a_tampered_device_is_told_apart_and_comes_back_when_it_is_whole(server, device):
+    assert device.boot((*STACK[:2], event("engine", digest="e" * 64))).attest()["status"] == "contraindicated"
+    assert device.boot(firmware={**FIRMWARE, 7: b"x" * 32}).attest()["status"] == "contraindicated"
+    assert device.boot((*STACK, event("model", "unheard-of"))).attest()["status"] == "warning"
+    assert device.boot(STACK[:2]).attest()["status"] == "none"
+    assert device.boot().attest()["status"] == "affirming"
+
+
+def refused(device, given, check):
+    """Judged, and judged bad: the nonce is spent and the result is kept."""
+    answer = device.show(given)
+    assert answer.status == 200, answer.body
+    found = answer.json()
+    assert (found["status"], found["assurance"]) == ("contraindicated", "L0")
+    assert found["reasons"][0].startswith(f"boot: {check}: ")
+
+
+def altered(given, name):
+    change = msgspec.structs.replace
+    attest, log = bytearray(given.attest), given.log
+    if name == "attest":
+        attest[60] ^= 1
+        return change(given, attest=bytes(attest))
+    if name == "cut":
+        return change(given, log=log[:-1])
+    if name == "event":
+        return change(given, log=log_of((*STACK[:2], event("engine", digest="0" * 64))))
+    if name == "truncated":
+        return change(given, attest=given.attest[:-1])
+    return change(given, pcrs={**given.pcrs, 7: bytes(32)})
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("attest", "quote-signature"),
+        ("cut", "log-replay"),
+        ("event", "log-replay"),
+        ("truncated", "quote-signature"),
+        ("pcrs", "quote-digest"),
+    ],
+)
+def test_evidence_that_was_touched_is_contraindicated(device, name, check):
+    refused(device, altered(device.evidence(device.challenge()), name), check)
+
+
+def test_evidence_of_another_tpm_is_contraindicated(device, server, tmp_path, makers):
+    with software_tpm(tmp_path / "thief", makers) as other:
+        thief = TpmDevice(server, tmp_path / "t", "x", other).boot()
+        refused(device, thief.evidence(device.challenge()), "quote-signature")
+
+
+def test_evidence_works_once_for_its_own_device_and_challenge(server, device, tmp_path):
+    given = device.evidence(device.challenge())
+    assert device.show(given).status == 200
+    again = device.show(given)
+    assert (again.status, again.json()["check"]) == (400, "nonce")
+    made_up = device.show(msgspec.structs.replace(given, nonce=b"m" * 32))
+    assert made_up.json()["check"] == "nonce"
+    first = device.challenge()
+    device.challenge()
+    assert device.show(device.evidence(first)).json()["check"] == "nonce"
+    other = Device(server, tmp_path, f"plain-{next(_names)}").enrol()
+    challenge = device.challenge()
+    raw = evidence.encode(device.evidence(challenge))
+    answer = server.ask("devices", "POST", "/device/v1/attest/evidence", raw, identity=other.identity)
+    assert answer.json()["check"] == "nonce"
+
+
+def test_a_device_without_a_tpm_cannot_be_attested(server, tmp_path):
+    plain = Device(server, tmp_path, f"plain-{next(_names)}").enrol()
+    assert plain.ask("POST", "/device/v1/attest/challenge", {}).status == 403
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[" * 100_000, b'{"schema":1}', b"\xff\xfe"])
+def test_what_is_not_evidence_is_refused(server, device, body):
+    answer = server.ask("devices", "POST", "/device/v1/attest/evidence", body, identity=device.identity)
+    assert answer.status == 400
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_affirmed_device_gets_the_key_and_only_its_tpm_opens_it(server, device, tmp_path, makers):
+    model, key = gated(server, lease_hours=2)
+    device.attest()
+    answer = device.ask_key(model)
+    assert answer.status == 200, answer.body
+    sealed = answer.json()
+    with Secret(device.activate(sealed)) as opened:
+        assert keybroker.name_of(opened) == key == sealed["key"]
+    assert sealed["lease_s"] == 7200
+    with software_tpm(tmp_path / "thief", makers) as other, pytest.raises(NotAuthorisedError):
+        TpmDevice(server, tmp_path / "t", "x", other).activate(sealed)
+    grant = last_grant(server)
+    assert (grant["granted"], grant["model"], grant["device_id"]) == (True, model, device.id)
+
+
+def test_a_device_that_was_never_attested_gets_no_key(server, tmp_path):
+    model, _ = gated(server)
+    plain = Device(server, tmp_path, f"plain-{next(_names)}").enrol()
+    assert plain.ask("POST", f"/device/v1/keys/{model}/release", {}).status == 403
+    assert last_grant(server)["reason"] == "the device was never attested"
+
+
+def test_a_bad_result_ends_a_good_one(server, device):
+    model, _ = gated(server)
+    device.attest()
+    assert device.ask_key(model).status == 200
+    refused(device, altered(device.evidence(device.challenge()), "cut"), "log-replay")
+    assert device.ask_key(model).status == 403
+    device.attest()
+    assert device.ask_key(model).status == 200
+
+
+def test_a_quarantined_device_gets_no_key_and_that_is_written_down(server, device):
+    model, _ = gated(server)
+    device.attest()
+    server.cli("device", "quarantine", device.asset)
+    assert device.ask_key(model).status == 403
+    assert last_grant(server)["reason"] == "the device is quarantined"
+    server.cli("device", "release", device.asset)
+    assert device.ask_key(model).status == 200
+
+
+def test_the_licence_and_the_level_are_asked_for(server, device):
+    device.attest()
+    over, _ = gated(server, licence_until="2020-01-01")
+    assert device.ask_key(over).status == 403
+    assert last_grant(server)["reason"] == "the licence has ended"
+    assert device.ask_key("no-such-model").status == 403
+    assert device.ask_key("..%2f").status in {403, 404}
+
+
+def test_every_answer_of_the_broker_is_in_the_audit_log(server, device):
+    model, _ = gated(server)
+    device.ask_key(model)
+    device.attest()
+    device.ask_key(model)
+    rows = json.dumps(server.cli("model", "grants")["grants"])
+    assert rows.count(model) == 2
