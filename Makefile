@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo check check-long test tuf-conformance lint format bench docs guard-train lock setup-device setup-dev
+.PHONY: help up demo check check-long test tuf-conformance lint format bench bench-guard fuzz docs guard-train lock setup-device setup-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,16 @@ tuf-conformance: setup-dev ## Run the public suite tuf-conformance on our client
 
 bench: setup-dev ## Measure against the peers; writes bench-results/*.json and prints tables
 	$(PYTHON) benchmarks/run.py
+
+bench-guard: setup-dev ## Measure the guard beside Presidio and detect-secrets, which it installs into .venv
+	.venv/bin/uv sync --quiet --locked --inexact --extra device --extra release --extra fleet --extra tpm --group dev --group bench
+	$(PYTHON) benchmarks/bench_guard_redact.py --json bench-results/guard_redact.json
+	$(PYTHON) benchmarks/bench_guard_injection.py --json bench-results/guard_injection.json
+
+fuzz: setup-dev ## Fuzz the guard with atheris, which it installs into .venv (FUZZ_SECONDS=600)
+	.venv/bin/uv sync --quiet --locked --inexact --extra device --extra release --extra fleet --extra tpm --group dev --group fuzz
+	$(PYTHON) tests/fuzz/fuzz_guard.py -max_total_time=$${FUZZ_SECONDS:-600} -max_len=8192
+	$(PYTHON) tests/fuzz/fuzz_redaction.py -max_total_time=$${FUZZ_SECONDS:-600} -max_len=512
 
 format: setup-dev ## Rewrite the code in the house format
 	$(PYTHON) -m ruff format src tests benchmarks tools examples

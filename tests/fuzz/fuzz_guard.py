@@ -7,7 +7,6 @@ spans inside the text, with a score that agrees with its action, and the same an
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import atheris
 
@@ -39,8 +38,7 @@ def judge(data: bytes) -> None:
 
 def main() -> None:
     """Run libFuzzer over `judge`."""
-    corpus = Path(__file__).resolve().parents[1] / "corpus/guard"
-    atheris.Setup([*sys.argv, str(corpus)] if len(sys.argv) == 1 else sys.argv, judge)
+    atheris.Setup(sys.argv, judge)
     atheris.Fuzz()
 
 
