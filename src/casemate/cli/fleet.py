@@ -20,6 +20,7 @@ _ELSEWHERE: Final = {
     "token": "casemate.cli.fleet_token",
     "device": "casemate.cli.fleet_device",
     "admin": "casemate.cli.fleet_admin",
+    "api-token": "casemate.cli.fleet_api_token",
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
     "simulate": "casemate.cli.fleet_simulate",
@@ -27,7 +28,7 @@ _ELSEWHERE: Final = {
     "tpm": "casemate.cli.fleet_tpm",
     "model": "casemate.cli.fleet_model",
 }
-_ORDER: Final = ("serve", "token", "device", "policy", "model", "tpm", "admin", "audit", "ca", "simulate")
+_ORDER: Final = ("serve", "token", "device", "policy", "model", "tpm", "admin", "audit", "api-token", "ca", "simulate")
 
 
 class FleetTree(click.Group):

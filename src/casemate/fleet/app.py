@@ -13,6 +13,8 @@ from starlette.routing import Route
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import attestation, checkin, est, keybroker, tpm_enrolment
 from casemate.fleet.accounts.passkeys import RelyingParty
+from casemate.fleet.api.app import api_app
+from casemate.fleet.bounds import BoundedBody
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import problem
@@ -36,6 +38,7 @@ def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
 def people_app(fleet: Fleet, commander: Commander, party: RelyingParty) -> Starlette:
     """Return what people reach: the console at the address of *party*, whose orders *commander* signs."""
     app = _app(fleet, [Route("/healthz", _health), Route("/metrics", _metrics)])
+    app.mount("/api/v1", BoundedBody(api_app(fleet, commander)))
     web.attach(app, fleet, commander, party)
     return app
 

@@ -20,6 +20,7 @@ from casemate.errors import OperationError
 from casemate.fleet import devices, enrolment, listing, pki, serve
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.roles import Role
+from casemate.fleet.api import tokens
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -155,3 +156,22 @@ class Console:
         """Prove the audit log, and that it extends *against*."""
         async with self.fleet.store.read() as connection:
             return await self.fleet.audit.verify(connection, against)
+
+    async def create_api_token(self, name: str, role: str, seconds: float) -> tuple[str, str]:
+        """Make a token for programs; returns its id and the token."""
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            return await tokens.create(
+                connection, self.fleet.audit, name=name, role=Role(role), seconds=seconds, actor=self.actor, now=now
+            )
+
+    async def list_api_tokens(self) -> list[dict[str, Any]]:
+        """Return API tokens without their secrets."""
+        async with self.fleet.store.read() as connection:
+            return await tokens.listed(connection)
+
+    async def revoke_api_token(self, known: str) -> None:
+        """End an API token."""
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            await tokens.revoke(connection, self.fleet.audit, known, actor=self.actor, now=now)

@@ -1,0 +1,94 @@
+"""The shapes of `/api/v1`, from which its OpenAPI description is made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str | None = None
+    check: str | None = None
+
+
+class Device(BaseModel):
+    """A device as the list has it. Moments are seconds since the epoch."""
+
+    id: str
+    asset: str
+    group: str
+    state: str
+    assurance: str
+    certificate_expires: float | None
+    last_seen: float | None
+    reported: str | None
+    agent: str | None
+    generation: str | None
+    clock_skew: float | None
+    commands_waiting: int
+    replaces: str | None
+    created: float
+
+
+class DevicePage(BaseModel):
+    """A page, and the `cursor` of the next one, absent at the end."""
+
+    devices: list[Device]
+    cursor: str | None = None
+
+
+class DeviceDetail(Device):
+    """A device with its certificates, commands and the audit entries of its asset tag."""
+
+    certificates: list[dict[str, Any]]
+    commands: list[dict[str, Any]]
+    history: list[dict[str, Any]]
+
+
+class Order(_Closed):
+    """What is asked of a device, and why; the reason goes into the audit log."""
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
+class Ordered(BaseModel):
+    """The state after an order."""
+
+    id: str
+    state: str
+
+
+class TokenRequest(_Closed):
+    """An enrolment token that is wanted."""
+
+    asset: Name
+    group: Name | Literal[""] = ""
+    hours: Annotated[int, Field(ge=1, le=2160)] = 24
+    needs_approval: bool = False
+
+
+class NewToken(BaseModel):
+    """A token, shown once."""
+
+    id: str
+    token: str
+    expires: float
+
+
+class Rows(BaseModel):
+    """Rows of one table, newest first, and the `cursor` of the next page."""
+
+    items: list[dict[str, Any]]
+    cursor: int | None = None
