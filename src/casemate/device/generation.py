@@ -55,7 +55,7 @@ def boot(home: Home, settings: Settings) -> Booted:
         UntrustedDataError: no generation proves itself, or the state or the floors were changed.
 
     """
-    if not (home.update / "state").exists() and not (home.update / "gen").exists():
+    if not any((home.update / name).exists() for name in ("state", "gen", "floors")):
         return NOTHING
     from casemate.device.update import desk, kinds  # noqa: PLC0415 - only a device that takes updates pays for it
 

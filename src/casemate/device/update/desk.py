@@ -140,6 +140,6 @@ def store(
 ) -> GenerationStore:
     """Return the store of generations in *directory*; *containers* names the model containers that are there."""
     floors = FileFloorStore(directory)
-    if not floors.exists and not (directory / "state").exists() and not (directory / "trust.json").exists():
+    if not floors.exists and not any((directory / name).exists() for name in ("state", "gen", "trust.json")):
         floors = _NoFloors(directory)
     return GenerationStore(directory, floors, containers, clock=clock, soak_seconds=settings["update.soak"])
