@@ -63,15 +63,17 @@ class Forge:
             root.add_key(signer.public_key, role)
 
     def delegate(self, role: str, paths: list[str], *, parent="targets", threshold=1, terminating=True, keys=1):
-        self.keys[role] = [CryptoSigner.generate_ed25519() for _ in range(keys)]
+        """Let *parent* delegate *paths* to *role*, which may be there already (nothing is signed yet)."""
+        self.keys.setdefault(role, [CryptoSigner.generate_ed25519() for _ in range(keys)])
         body = self.md[parent].signed
         if body.delegations is None:
             body.delegations = Delegations({}, {})
         body.delegations.roles[role] = DelegatedRole(role, [], threshold, terminating, paths=paths)
         for signer in self.keys[role]:
             body.add_key(signer.public_key, role)
-        self.md[role] = Metadata(Targets())
-        self.md[role].signed.version = 0
+        if role not in self.md:
+            self.md[role] = Metadata(Targets())
+            self.md[role].signed.version = 0
 
     def put(self, role: str, path: str, data: bytes) -> TargetFile:
         """Write a target and name it in *role*'s metadata (not signed yet)."""

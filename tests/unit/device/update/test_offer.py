@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
+from casemate.device.update import fetch
 from casemate.device.update import offer as offers
+from casemate.device.update.assembly import Terms, Watch
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.errors import HostError, NotFoundError, PolicyDeniedError, UntrustedDataError
 from casemate.release import channels
-from support import published
+from support import published, weights
 
 
 def read(device, server, channel="stable"):
@@ -119,3 +122,30 @@ def test_a_change_in_the_middle_of_a_download_is_seen(device, server, repository
         published.put(repository, tmp_path / "spec", "1.1")
         with pytest.raises(PolicyDeniedError, match="something else"):
             offers.still_offered(published.client(device, source), offer)
+
+
+def test_a_stop_by_the_publisher_ends_a_fetch_in_the_middle(device, server, repository, tmp_path):
+    """Everything real: the channel is stopped when the first chunks are there; resumed, it goes on from them."""
+    rng = np.random.default_rng(1)
+    model = weights.model([rng.bytes(16_000 * weights.ROW) for _ in range(16)])
+    published.put(repository, tmp_path / "spec", "2.0", model=model)
+    with published.transport(server.url) as source:
+        client = published.client(device, source)
+        offer = offers.read_offer(client, "stable")
+        (member,) = offer.members
+        stops = []
+
+        def look():
+            if not stops:
+                stops.append(channels.stop(repository, "stable", stopped=True))
+            offers.still_offered(client, offer)
+
+        place = tmp_path / "fetch" / member.member.release
+        with pytest.raises(PolicyDeniedError, match="stopped"):
+            fetch.fetch_release(source, member, place, bases=(), terms=Terms(watch=Watch(look, every=2 << 20)))
+        before = server.bytes_of_chunks
+        assert 0 < before < member.manifest.full.transfer_bytes
+        channels.stop(repository, "stable", stopped=False)
+        offers.still_offered(client, offer)
+        fetch.fetch_release(source, member, place, bases=())
+    assert server.bytes_of_chunks == member.manifest.full.transfer_bytes
