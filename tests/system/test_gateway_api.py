@@ -22,6 +22,23 @@ APPS = {
     "slow": "requests_per_minute = 2",
     "spender": "tokens_per_minute = 100\nmax_output_tokens = 10",
     "watched": '[guard]\nmode = "monitor"',
+    "overseen": """
+        system_prompt = "You only plan dinners for four old friends who meet by the river in Lisbon every spring."
+        [guard]
+        mode = "monitor"
+        input = { "secret:*" = "block", "pii:*" = "redact" }
+        abuse = { strong = "block" }
+        terms = { "project falcon" = "block" }
+        schema = "block"
+    """,
+    "strict": """
+        [guard]
+        abuse = { strong = "redact", severe = "block" }
+        terms = { "project falcon" = "redact", "crown jewels" = "block" }
+        schema = "block"
+        allow_values = ["kitchen@example.org", { pattern = "*@saffron.example", until = 2999-12-31 },
+                        { pattern = "*@gone.example", until = 2020-01-01 }]
+    """,
     "away": 'models = ["elsewhere"]',
 }
 
@@ -275,6 +292,83 @@ def test_a_monitor_lets_pass_reports_and_journals(gateway):
     assert answer.status_code == 200
     assert answer.json()["casemate"]["flagged"]
     gateway.wait_for(lambda: len(gateway.journal.of("guard_verdict")) > before)
+
+
+def test_a_monitor_changes_nothing_going_in_or_out_and_journals_all_of_it(gateway):
+    said = "Mail jane.doe@example.org, you idiot, about Project Falcon. "
+
+    def leak(job):
+        text = said + job.request.params["messages"][0]["content"]
+        job.say(*(text[at : at + 7] for at in range(0, len(text), 7)), pause=0.001)
+        job.done()
+
+    gateway.engine.script = leak
+    before = len(gateway.journal.of("guard_verdict")), len(gateway.journal.of("canary_leaked"))
+    ask = [{"role": "user", "content": "My token is ghp_" + "x9Yz" * 9 + ", mail bob@example.org the menu."}]
+    wanted = {"type": "json_object"}
+    answer = post(gateway, "overseen", messages=ask, documents=[{"text": "Menu: soup."}], response_format=wanted)
+    assert answer.status_code == 200
+    assert ask[0]["content"] in json.dumps(gateway.engine.requests[-1].params)
+    body = answer.json()
+    assert body["choices"][0]["message"]["content"].startswith(said)
+    assert "river in Lisbon" in body["choices"][0]["message"]["content"]
+    assert {"pii:EMAIL_ADDRESS", "abuse:strong", "term:noted", "schema", "canary"} <= set(body["casemate"]["noted"])
+    assert "redacted" not in body["casemate"]
+    gateway.wait_for(lambda: len(gateway.journal.of("canary_leaked")) > before[1])
+    gateway.wait_for(lambda: len(gateway.journal.of("guard_verdict")) > before[0] + 1)
+    actions = {json.dumps(item) for item in gateway.journal.of("guard_verdict")[before[0] :]}
+    assert not any('"block"' in action or '"redact"' in action for action in actions)
+    assert "jane.doe" not in json.dumps(gateway.journal.events)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("said", "shown", "reason"),
+    [
+        ("You are an idiot, sir.", "[ABUSE], sir.", "stop"),
+        ("Fine. Go and kill yourself now.", "Fine. Go and ", "content_filter"),
+        ("About Project  Falcon: later.", "About [TERM]: later.", "stop"),
+        ("See the crown jewels today.", "See the ", "content_filter"),
+        (
+            "Mail kitchen@example.org or ann@saffron.example.",
+            "Mail kitchen@example.org or ann@saffron.example.",
+            "stop",
+        ),
+    ],
+)
+def test_what_an_answer_may_say_is_the_policys(gateway, said, shown, reason, stream):
+    gateway.engine.script = saying(*(said[at : at + 3] for at in range(0, len(said), 3)))
+    answer = post(gateway, "strict", stream=stream)
+    if stream:
+        rows = [json.loads(row[6:]) for row in answer.text.split("\n\n") if row.startswith("data: {")]
+        choices = [choice for row in rows for choice in row["choices"]]
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        ended = choices[-1]["finish_reason"]
+    else:
+        choice = answer.json()["choices"][0]
+        text, ended = choice["message"]["content"], choice["finish_reason"]
+    assert (text, ended) == (shown, reason)
+
+
+def test_an_expired_pattern_allows_nothing(gateway):
+    gateway.engine.script = saying("Mail ann@gone.example today.")
+    assert "ann@gone" not in post(gateway, "strict").text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_json_that_was_asked_for_and_did_not_come_is_not_delivered(gateway, stream):
+    schema = {"type": "object", "properties": {"seats": {"type": "integer"}}, "required": ["seats"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "table", "schema": schema}}
+    gateway.engine.script = saying('{"seats": ', '"four"}')
+    refused = post(gateway, "strict", response_format=wanted, stream=stream)
+    assert "four" not in refused.text
+    assert '"content_filter"' in refused.text
+    gateway.engine.script = saying('{"seats": ', "4}")
+    assert "seats" in post(gateway, "strict", response_format=wanted, stream=stream).text
+    gateway.engine.script = saying('{"seats": ', '"four"}')
+    noted = post(gateway, "default", response_format=wanted, stream=stream)
+    assert "four" in noted.text
+    assert '"noted":{"schema":1}' in noted.text
 
 
 def test_values_are_taken_out_of_answers_and_told(gateway):
