@@ -69,11 +69,16 @@ class Guard:
         return self._judge
 
     def check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget = never_over) -> Verdict:
-        """Decide about *text* on *channel*. Every fault, oversize or spent budget is a `block`."""
+        """Decide about *text* on *channel*. Every fault, oversize or spent budget is a `block`.
+
+        Personal data and secrets that the policy does not simply allow are at least a `flag`.
+        """
         verdict = self.injection(text, channel, policy, over_budget)
-        kinds = [reason for reason in verdict.reasons if reason.startswith(ENTITY)]
-        if any(policy.entity_action(channel, kind) is Action.BLOCK for kind in kinds):
+        actions = {policy.entity_action(channel, reason) for reason in verdict.reasons if reason.startswith(ENTITY)}
+        if Action.BLOCK in actions:
             return dataclasses.replace(verdict, action=Action.BLOCK)
+        if verdict.action is Action.ALLOW and not actions <= {Action.ALLOW}:
+            return dataclasses.replace(verdict, action=Action.FLAG)
         return verdict
 
     def injection(

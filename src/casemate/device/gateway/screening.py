@@ -19,6 +19,7 @@ from casemate.guard import Action, Channel, GuardPolicy, Redaction, Verdict, nev
 
 INLINE_CHARS: Final = 2048
 BUDGET_SECONDS: Final = 2.0
+WARM_UP_SECONDS: Final = 20.0
 HANG_SECONDS: Final = 3.0
 """Beyond the budget: a guard that does not even look at its budget counts as down."""
 
@@ -67,6 +68,7 @@ class Screening:
         self._monotonic = monotonic
         self._budget = budget
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="guard")
+        self._warming: concurrent.futures.Future[None] | None = None
 
     async def screen(self, pieces: Sequence[Piece], conversation: Conversation) -> Screened:
         """Judge *pieces*.
@@ -75,6 +77,9 @@ class Screening:
             ApiError: 503 the guard is stuck or broken.
 
         """
+        if self._warming is not None and not self._warming.done():
+            # Building tables is not judging: a first client on a busy device must not be refused for it.
+            await asyncio.wait([asyncio.wrap_future(self._warming)], timeout=WARM_UP_SECONDS)
         if sum(len(piece.text) for piece in pieces) <= INLINE_CHARS:
             return self._judge(pieces, conversation)
         loop = asyncio.get_running_loop()
@@ -86,7 +91,7 @@ class Screening:
 
     def warm_up(self) -> None:
         """Judge and guard a word in the worker, so that the first client does not wait for tables to be built."""
-        self._pool.submit(self._rehearse)
+        self._warming = self._pool.submit(self._rehearse)
 
     def _rehearse(self) -> None:
         conversation = Conversation(GuardPolicy(), bytes(32))

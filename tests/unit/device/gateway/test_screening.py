@@ -116,6 +116,38 @@ def test_a_guard_that_hangs_is_a_guard_that_is_down(monkeypatch):
     assert asyncio.run(main()).status == 503
 
 
+def test_the_first_request_waits_for_the_tables_and_is_not_charged_for_them():
+    built = threading.Event()
+
+    class Slow(FakeShield):
+        def open_answer(self, conversation):
+            built.wait(10)
+            return self
+
+        def feed(self, text):
+            return None
+
+        def flush(self):
+            return None
+
+    async def main():
+        screening = Screening(Slow(), time.monotonic)
+        screening.warm_up()
+        judging = asyncio.ensure_future(
+            screening.screen(
+                [Piece("hi", Channel.USER, "m")], Conversation(guard_policy(AppPolicy(), TODAY), b"k" * 32)
+            )
+        )
+        await asyncio.sleep(0.05)
+        assert not judging.done()
+        built.set()
+        screened = await judging
+        screening.close()
+        return screened
+
+    assert asyncio.run(main()).texts == ("hi",)
+
+
 def test_a_policy_may_have_values_replaced_before_the_model_sees_them():
     policy = parse_policy(b"[guard]\ninput = { 'secret:*' = 'redact' }", source="x")
     shield = FakeShield(lambda text, channel: Verdict(Action.FLAG, 0.0, ("secret:password",)))
