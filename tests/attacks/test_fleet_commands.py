@@ -23,10 +23,12 @@ from casemate.device.home import Home, owner_of
 from casemate.device.respond import Respondent
 from casemate.formats import envelope, ipc
 from casemate.formats.envelope import Command
+from casemate.formats.tlog import VerifierKey
 
 FLEET, DEVICE = "ab" * 16, "00000000-0000-4000-8000-00000000000a"
 OTHER_DEVICE = "00000000-0000-4000-8000-00000000000b"
 KEY, STRANGER = SigningKey.generate(), SigningKey.generate()
+WITNESS = VerifierKey("witness", KEY.public)
 SIGNED = 1_790_000_000
 YEARS = 2 * 365 * 86_400
 
@@ -63,6 +65,9 @@ class Machine:
     def record(self, *events):
         self.journaled += [event["metadata"]["event_code"] for event in events]
 
+    def spawn(self, work):
+        work.close()
+
     def end(self, error):
         self.ended = error
 
@@ -76,7 +81,7 @@ def home(tmp_path) -> Home:
 
 
 def member() -> Member:
-    return Member(1, FLEET, DEVICE, "https://fleet:1", KEY.public, "witness", SIGNED)
+    return Member(1, FLEET, DEVICE, "https://fleet:1", KEY.public, str(WITNESS), SIGNED)
 
 
 def signed(verb: str, sequence: int, key=KEY, *, device=DEVICE, issued=SIGNED, life=3600) -> bytes:

@@ -43,6 +43,7 @@ class Server:
 
     def __init__(self, directory: Path, *options: str, database: str | None = None) -> None:
         self.directory = directory
+        self.enter: list[str] = []  # what leads into a network namespace
         self.options = [*options, *(["--database", database] if database else [])]
         self.process: subprocess.Popen[str] | None = None
         self.log = directory.with_name(directory.name + ".log")
@@ -52,7 +53,7 @@ class Server:
         free = [f"--listen-{each}=127.0.0.1:0" for each in ("people", "devices", "enrol")]
         chosen = {option.partition("=")[0] for option in self.options}
         free = [option for option in free if option.partition("=")[0] not in chosen]
-        command = [sys.executable, "-m", "casemate", "fleet", "serve", "--json", "--dir", self.directory]
+        command = [*self.enter, sys.executable, "-m", "casemate", "fleet", "serve", "--json", "--dir", self.directory]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*command, *free, *self.options],

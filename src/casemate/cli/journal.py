@@ -13,6 +13,7 @@ from casemate.cli.output import confirm, emit, emit_line, json_option, progress,
 if TYPE_CHECKING:
     from casemate.device.home import Home
     from casemate.device.journal import LogFiles, Reader, Shown
+    from casemate.formats.tlog import VerifierKey
 
 _POLL: Final = 0.5
 _SEVERITY: Final = {1: "info", 2: "low", 3: "medium", 4: "high", 5: "critical", 6: "fatal"}
@@ -60,7 +61,7 @@ def verify(*, as_json: bool, against: str | None, log: str | None, vkey: str | N
 
     files = _files(log)
     known = VerifierKey.parse(_text_or_file(vkey)) if vkey else None
-    kept = Path(against).read_bytes() if against else None
+    kept = Path(against).read_bytes() if against else _cosigned(files) if log is None else None
     try:
         with progress(_bundle_bytes(files), "verify") as advance:
             found = check(files, verifier=known, own=log is None, against=kept, progress=advance)
@@ -69,14 +70,49 @@ def verify(*, as_json: bool, against: str | None, log: str | None, vkey: str | N
             raise
         emit_line({"ok": False, "size": 0, "root": "", "failed": error.check, "detail": error.message})
         return error.exit_code
+    witnessed = _witnessed(files) if log is None else None
     result = {"ok": True, "size": found.size, "root": _base64(found.root), "origin": found.origin}
     emit(
-        {**result, "pending": found.pending, "epochs": found.epochs},
+        {**result, "pending": found.pending, "epochs": found.epochs, "witnessed": witnessed},
         as_json=as_json,
         text=f"{style('ok', 'good')}  {found.size} entries of {found.origin}, root {_base64(found.root)}"
+        + (f"\nwitnessed by the fleet up to entry {witnessed['size']}" if witnessed else "")
         + (f"\n{found.pending} more are durable and wait for the next checkpoint" if found.pending else ""),
     )
     return 0
+
+
+def _cosigned(files: LogFiles) -> bytes | None:
+    """Return the checkpoint that the fleet cosigned last and this device kept."""
+    from casemate.device.journal import WITNESSED
+
+    try:
+        return files.read(WITNESSED)
+    except FileNotFoundError:
+        return None
+
+
+def _witnessed(files: LogFiles) -> dict[str, int] | None:
+    """Return what the fleet has witnessed; None when it did not, or whose witness to believe cannot be read here."""
+    from casemate.device.fleet.membership import read_member
+    from casemate.errors import OperationError, UntrustedDataError
+    from casemate.formats import tlog
+
+    note = _cosigned(files)
+    try:
+        member = read_member(_home())
+        if note is None or member is None:
+            return None
+        moment = tlog.cosigned_at(note, tlog.VerifierKey.parse(member.witness))
+        return {"size": tlog.open_checkpoint(note, [_own_key(files)]).size, "time": moment}
+    except (OperationError, UntrustedDataError):
+        return None
+
+
+def _own_key(files: LogFiles) -> VerifierKey:
+    from casemate.device.journal import load_verifier
+
+    return load_verifier(files)
 
 
 def _text_or_file(value: str) -> str:

@@ -52,6 +52,7 @@ STOP_DRAIN: Final = 1.5
 STOP_GRACE: Final = 0.7
 LINK_PAUSE: Final = 60.0
 """Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
+PROOF_WITHIN: Final = 10.0
 QUARANTINED: Final = "quarantined"
 
 
@@ -72,6 +73,7 @@ class Agent:
         self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
         self._upkeep = Upkeep(self)
         self._respondent: Respondent | None = None
+        self._proofs: dict[int, asyncio.Future[ipc.LogProven]] = {}
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._held = False
         self._stopping = asyncio.Event()
@@ -236,6 +238,10 @@ class Agent:
     async def _on_message(self, child: ChildProcess, message: Any) -> None:
         if isinstance(message, ipc.Pong):
             child.ponged(message)
+        elif isinstance(message, ipc.LogProven):
+            proof = self._proofs.pop(message.id, None)
+            if child.role == "journal" and proof and not proof.done():
+                proof.set_result(message)
         elif isinstance(message, ipc.FromLinkProcess):
             if child.role == "link" and self._respondent:
                 self.spawn(self._respondent.heard(message))
@@ -556,6 +562,23 @@ class Agent:
         """Post *message* to the link; one that is gone asks again when it is back."""
         with contextlib.suppress(KeyError, ChannelClosed, OperationError):
             self.children["link"].link.post(message)
+
+    async def prove_log(self, old: int) -> ipc.LogProven | None:
+        """Return the journal's request to its witness, proven from *old* entries on; None when it does not answer."""
+        number = len(self._proofs) + 1
+        proof = self._proofs[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self.children["journal"].link.send(ipc.ProveLog(id=number, old=old))
+            return await asyncio.wait_for(proof, PROOF_WITHIN)
+        except (KeyError, ChannelClosed, TimeoutError):
+            return None
+        finally:
+            self._proofs.pop(number, None)
+
+    def keep_witnessed(self, note: bytes) -> None:
+        """Have the journal keep a cosigned checkpoint."""
+        with contextlib.suppress(KeyError, ChannelClosed, OperationError):
+            self.children["journal"].link.post(ipc.KeepWitnessed(note=note))
 
     def end(self, error: CasemateError) -> None:
         """Stop the device because of *error*."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -22,10 +23,12 @@ from casemate.device.fleet.destroy import Destroyed
 from casemate.device.fleet.fence import Gate
 from casemate.device.fleet.membership import Member
 from casemate.device.fleet.orders import OrdersFile, State
+from casemate.device.fleet.testimony import Testimony
 from casemate.device.plan import DevicePlan
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import envelope, event, ipc
 from casemate.formats.envelope import Verb, VerifiedCommand
+from casemate.formats.tlog import VerifierKey
 
 _REPORTED: Final = {State.QUARANTINED: "quarantined", State.WIPING: "wiped", State.WIPED: "wiped"}
 _GONE_WITHIN: Final = 5.0
@@ -70,6 +73,18 @@ class Supervisor(Protocol):
         """Stop the device because of *error*."""
         ...
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> Any:
+        """Run *work* beside everything else."""
+        ...
+
+    async def prove_log(self, old: int) -> ipc.LogProven | None:
+        """Return the journal's request to its witness; None when there is none."""
+        ...
+
+    def keep_witnessed(self, note: bytes) -> None:
+        """Keep a cosigned checkpoint beside the log."""
+        ...
+
 
 class Respondent:
     """One member's obedience."""
@@ -94,6 +109,7 @@ class Respondent:
         self._posts: dict[int, asyncio.Future[ipc.Posted]] = {}
         self._numbers = itertools.count(1)
         self._gone = asyncio.Event()
+        self._testimony = Testimony(agent, self.post, VerifierKey.parse(member.witness))
         self.contact: dict[str, Any] = {}
 
     # -- what the agent asks
@@ -109,7 +125,8 @@ class Respondent:
 
     def status(self) -> dict[str, Any]:
         """Return what `casemate status` shows of the fleet."""
-        return {"state": self.orders.state.value, "reason": self.orders.reason, **self._facts, **self.contact}
+        facts = {**self._facts, **self.contact, **self._testimony.facts}
+        return {"state": self.orders.state.value, "reason": self.orders.reason, **facts}
 
     async def begin(self) -> None:
         """Carry out again what holds: after a reboot the fence is gone, a wipe may be half done."""
@@ -181,6 +198,7 @@ class Respondent:
             await self._carry_out()
         if self.orders.owed:
             self._answer()
+        self._agent.spawn(self._testimony.give())
 
     # -- obeying
 

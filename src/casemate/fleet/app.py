@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
-from casemate.fleet import attestation, checkin, est, keybroker, tpm_enrolment
+from casemate.fleet import attestation, checkin, est, keybroker, tpm_enrolment, witness
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.api.app import api_app
 from casemate.fleet.bounds import BoundedBody
@@ -30,7 +30,7 @@ def enrolment_app(fleet: Fleet) -> Starlette:
 
 def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
     """Return what enrolled devices can reach."""
-    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES, *attestation.ROUTES, *keybroker.ROUTES])
+    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES, *attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES])
     app.state.peers = peers
     return app
 

@@ -81,6 +81,13 @@ class Acknowledgement(_Request, frozen=True):
     acknowledgement: Blob
 
 
+class JournalCheckpoint(_Request, frozen=True):
+    """A device's log asks to be witnessed: its key (a vkey) and a C2SP `add-checkpoint` request."""
+
+    vkey: Short
+    request: Blob
+
+
 class Item(_Request, frozen=True, order=True):
     """One installed thing: a Debian or Python package, a model, a policy, firmware, a HAT."""
 

@@ -474,6 +474,28 @@ class Attach(Message, frozen=True, tag="attach"):
     role: str
 
 
+class ProveLog(Message, frozen=True, tag="prove_log"):
+    """Agent to journal: make a witness's request for the newest checkpoint, proven from *old* entries on."""
+
+    id: int
+    old: int
+
+
+class LogProven(Message, frozen=True, tag="log_proven"):
+    """Journal: the request (`tlog.AddCheckpoint`) and the log's key; no request while there is no checkpoint."""
+
+    id: int
+    size: int
+    vkey: str
+    request: bytes = b""
+
+
+class KeepWitnessed(Message, frozen=True, tag="keep_witnessed"):
+    """Agent to journal: keep this cosigned checkpoint beside the log."""
+
+    note: bytes
+
+
 # --- a process that is a unit of its own -> agent, over run/link/agent.sock ----------------------------------------
 
 
@@ -576,11 +598,13 @@ ToAttester = Measure | Quote | OpenKey
 FromAttester = Measured | Quoted | Opened | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
+ToJournalProcess = Attach | ProveLog | KeepWitnessed
 ToLinkProcess = Report | SendAnswer | Post | Forget
 FromLinkProcess = Due | Ordered | AnswerSent | Posted | Contact | Forgotten
-FromAnyChild = Hello | Ready | Fatal | Pong
+FromAnyChild = Hello | Ready | Fatal | Pong | LogProven
 AgentToChild = (
-    ToLinkProcess
+    ToJournalProcess
+    | ToLinkProcess
     | ToAttester
     | Start
     | Ping

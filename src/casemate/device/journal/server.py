@@ -19,6 +19,7 @@ from typing import Final
 
 from casemate.clock import Clock
 from casemate.device.channel import Channel, ChannelClosed
+from casemate.device.journal import witnessing
 from casemate.device.journal.writer import JournalWriter
 from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import event, event_schema, ipc
@@ -168,6 +169,10 @@ class JournalServer:
                 self._control.send(ipc.Pong(n=message.n))
             elif isinstance(message, ipc.Attach):
                 self.attach(message.role, fds[0])
+            elif isinstance(message, ipc.ProveLog):
+                self._control.send(witnessing.prove(self._writer, message))
+            elif isinstance(message, ipc.KeepWitnessed):
+                witnessing.keep(self._writer, message.note)
             if not self._control.buffered:
                 return
 

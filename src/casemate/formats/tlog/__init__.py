@@ -31,12 +31,14 @@ from casemate.formats.tlog.tiles import (
     partial_tiles,
     tile_path,
 )
+from casemate.formats.tlog.witness import AddCheckpoint, cosign, cosigned_at, parse_add_checkpoint
 
 __all__ = [
     "EMPTY_ROOT",
     "HASH_SIZE",
     "MAX_ENTRY",
     "TILE_WIDTH",
+    "AddCheckpoint",
     "Checkpoint",
     "FullTile",
     "ProofFile",
@@ -45,12 +47,15 @@ __all__ = [
     "VerifierKey",
     "check_consistency",
     "check_inclusion",
+    "cosign",
+    "cosigned_at",
     "entries_path",
     "leaf_hash",
     "node_hash",
     "open_checkpoint",
     "pack_bundle",
     "pack_tile",
+    "parse_add_checkpoint",
     "parse_bundle",
     "parse_proof",
     "parse_tile",

@@ -21,7 +21,7 @@ from casemate.errors import UntrustedDataError
 MAX_NOTE_BYTES: Final = 64 * 1024
 MAX_SIGNATURES: Final = 64
 _ED25519: Final = 1
-_MARK: Final = "\u2014 "
+MARK: Final = "\u2014 "
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,128}\Z")
 
 
@@ -73,7 +73,7 @@ def sign(text: str, name: str, key: signing.SigningKey) -> bytes:
         raise ValueError("a note's text ends in a newline")
     verifier = VerifierKey(name, key.public)
     blob = base64.b64encode(verifier.key_id + key.sign(text.encode())).decode()
-    return f"{text}\n{_MARK}{name} {blob}\n".encode()
+    return f"{text}\n{MARK}{name} {blob}\n".encode()
 
 
 def open_note(data: bytes, known: Sequence[VerifierKey]) -> str:
@@ -86,7 +86,7 @@ def open_note(data: bytes, known: Sequence[VerifierKey]) -> str:
     text, lines = split(data)
     trusted = 0
     for line in lines:
-        name, key_id, signature = _parse_signature(line)
+        name, key_id, signature = parse_signature(line)
         for key in known:
             if (key.name, key.key_id) == (name, key_id):
                 if not signing.verify(key.public, signature, text.encode()):
@@ -119,10 +119,16 @@ def split(data: bytes) -> tuple[str, list[str]]:
     return body + "\n", lines[:-1]
 
 
-def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
-    if not line.startswith(_MARK):
+def parse_signature(line: str) -> tuple[str, bytes, bytes]:
+    """Take a signature line apart: the signer's name, the 4 bytes of its key, the signature.
+
+    Raises:
+        UntrustedDataError: `note-format`.
+
+    """
+    if not line.startswith(MARK):
         raise UntrustedDataError("a signature line does not begin with a dash", check="note-format")
-    name, space, body = line.removeprefix(_MARK).partition(" ")
+    name, space, body = line.removeprefix(MARK).partition(" ")
     raw = _unbase64(body, "note-format")
     if not space or not _NAME.match(name) or len(raw) <= 4:  # noqa: PLR2004 - the key id alone is no signature
         raise UntrustedDataError("a signature line is malformed", check="note-format")
