@@ -153,7 +153,6 @@ SETTINGS: Final = (
     Setting("update.rate", _whole(0, 1 << 20), 0, "KiB a second that updates may use; 0: as fast as it goes"),
     Setting("update.daily", _at_least(8, 1 << 24), 0, "MiB a day that updates may use; 0: no limit, else at least 8"),
     Setting("update.hours", _hours, "", "when updates may be fetched, local time, as in 22:00-06:00; empty: always"),
-    Setting("update.spread", _whole(0, 86_400), 3600, "seconds over which devices spread their checks"),
     Setting("update.soak", _whole(0, 30 * 86_400), 86_400, "seconds a new generation must be good before floors rise"),
     Setting("update.proxy", _text, "", "HTTP proxy for updates, as in http://proxy:3128; empty: none"),
     Setting("update.allow_http", _switch, False, "updates over plain http, also off loopback"),

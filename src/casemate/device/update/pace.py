@@ -1,14 +1,13 @@
 """How fast, how much and when a device may fetch: pure decisions over numbers; the clock and the disk are the caller's.
 
 A device shares a home's or a shop's line with its owner. The bandwidth limit is a token bucket, the daily budget counts
-bytes that crossed the line (also those fetched twice), allowed hours are local time, and what many devices do at once
-is spread: polls by a fixed offset per device, retries by full jitter.
+bytes that crossed the line (also those fetched twice), allowed hours are local time, retries are spread by full jitter.
+When a device looks is its timer's business (`device.service`): each has its own minute of the hour.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from typing import Annotated, Final
 
 import msgspec
@@ -98,9 +97,3 @@ def minutes_until_open(hours: tuple[tuple[int, int], ...], minute: int) -> int:
 def backoff(attempt: int, draw: float, *, base: float = BACKOFF_BASE, cap: float = BACKOFF_CAP) -> float:
     """Return the seconds to wait before try *attempt* + 1: full jitter, *draw* is random in [0, 1)."""
     return draw * min(cap, base * 2.0 ** min(attempt, _DOUBLINGS))
-
-
-def offset(device: str, period: float) -> float:
-    """Return when in each *period* (seconds) the device called *device* polls: always the same, and spread evenly."""
-    number = int.from_bytes(hashlib.sha256(b"casemate/1/poll\0" + device.encode()).digest()[:8], "big")
-    return number / 2**64 * period

@@ -18,7 +18,7 @@ from tuf.api.serialization import DeserializationError
 from casemate.device.home import Owner, write_atomic
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.device.update.transport import URL_LIMIT, parse_endpoint
-from casemate.errors import NotFoundError, OperationError, UntrustedDataError
+from casemate.errors import NotFoundError, OperationError, UntrustedDataError, UsageError
 from casemate.formats.manifest import Name
 
 ROOT_LIMIT: Final = 512_000  # python-tuf's own
@@ -97,9 +97,7 @@ def establish(
         raw = msgspec.json.encode(FirstTrust(1, endpoint.url, channel, pin, root.decode("utf-8")))
         trust = msgspec.json.decode(raw, type=FirstTrust)
     except msgspec.ValidationError as error:
-        raise UntrustedDataError(
-            f"this is no first trust: {error}", check="trust-form", hint="give other ones"
-        ) from error
+        raise UsageError(f"{channel!r} is no channel's name", hint="use a-z, 0-9, '.', '_' and '-'") from error
     store = FileFloorStore(directory, owner)
     known = store.exists or (directory / _FILE).exists()
     old = store.read() if known and not forget_floors else Floors()

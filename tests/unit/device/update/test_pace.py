@@ -110,14 +110,6 @@ def test_retries_are_spread_over_all_of_a_bounded_time(attempt, draw):
     assert pace.backoff(attempt, 0.0) == 0.0
 
 
-def test_polls_are_spread_evenly_and_the_same_each_time():
-    offsets = [pace.offset(f"device-{number}", 3600.0) for number in range(1000)]
-    assert offsets == [pace.offset(f"device-{number}", 3600.0) for number in range(1000)]
-    by_quarter = [sum(1 for item in offsets if 900 * quarter <= item < 900 * (quarter + 1)) for quarter in range(4)]
-    assert sum(by_quarter) == 1000
-    assert all(200 < count < 300 for count in by_quarter)
-
-
 @pytest.mark.parametrize(("value", "good"), [(0, True), (7, False), (8, True), ("9", True), (-1, False), (True, False)])
 def test_a_daily_budget_has_room_for_a_chunk_or_is_none(value, good):
     if good:

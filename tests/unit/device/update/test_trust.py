@@ -89,7 +89,9 @@ def test_a_repository_without_consistent_snapshots_is_refused(directory, forge):
 
 @pytest.mark.parametrize("channel", ["", "../x", "UPPER", "x" * 64])
 def test_a_channels_name_has_one_form(directory, forge, channel):
-    refused("trust-form", trust.establish, directory, forge.first_root, url=URL, channel=channel)
+    with pytest.raises(UsageError, match="channel's name"):
+        trust.establish(directory, forge.first_root, url=URL, channel=channel)
+    assert not list(directory.iterdir())
 
 
 def test_the_address_is_checked(directory, forge):
