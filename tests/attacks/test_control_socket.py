@@ -84,7 +84,7 @@ def test_control_the_devices_own_user_is_answered(tmp_path):
 
 @pytest.mark.root
 def test_control_without_the_question_the_stranger_is_answered(tmp_path, monkeypatch):
-    monkeypatch.setattr(admin, "_is_trusted", lambda _: True)
+    monkeypatch.setattr(admin, "_is_trusted", lambda *_: True)
     assert outcome(tmp_path, uid=STRANGER, opened=True) == "answered"
 
 

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from casemate.clock import SystemClock
-from casemate.release import setup
+from casemate.formats.gguf import check_header
+from casemate.release import build, licences, publish, setup
+from casemate.release.repository import Repository
 from support.device import cli, environment
+from support.published import silent
 from support.release import keystore
 
 MODEL = Path(__file__).resolve().parents[2] / "src/casemate/data/saffron/saffron-q8_0.gguf"
@@ -104,6 +109,30 @@ class ReleaseHost:
     def grant(self, recipient: str, *labels: str) -> None:
         for label in labels:
             self.run("grant", label, "--to", recipient)
+
+
+def publish_carelessly(host: ReleaseHost, version: str, model: bytes) -> None:
+    """Publish a model that no gate looked at, as a release host that was taken over would; properly signed."""
+    folder = host.root / f"careless-{version}"
+    folder.mkdir()
+    (folder / "saffron.gguf").write_bytes(model)
+    spec = SPEC.format(
+        kind="model", name="saffron", version=version, security=9, files='"saffron.gguf"', expect='"."', more=""
+    )
+    (folder / "SPEC.toml").write_text(spec)
+    facts = check_header(lambda at, size: MODEL.read_bytes()[at : at + size], MODEL.stat().st_size).facts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "examine", lambda _kind, _inputs: (facts, []))
+        build.build(
+            folder / "SPEC.toml",
+            folder / "release",
+            policy=licences.LicencePolicy(),
+            evaluate=None,
+            progress=silent,
+            environ={},
+        )
+        repository = Repository(host.repository, keystore(host.repository), SystemClock())
+        publish.publish(repository, [folder / "release"], tell=lambda _text: None)
 
 
 @dataclass

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,3 +106,121 @@ def wait_for(device: Follower, state: str, within: float = 60.0) -> None:
     while (found := device.status)["state"] != state:
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
+
+
+def test_killed_while_fetching_and_while_on_trial_it_goes_on(host, server, device):
+    server.rate = 1e6
+    host.offer(V1)
+    with started(device, "fetch") as process:
+        until(lambda: server.bytes_of_chunks > 1_500_000)
+        process.kill()
+    assert device.status["state"] == "FETCHING"
+    before = server.bytes_of_chunks
+    server.rate = 0.0
+    fetched = device.update("fetch")
+    assert server.bytes_of_chunks <= fetched["bytes"] + 64_000 + (1 << 20)
+    assert server.bytes_of_chunks - before < fetched["bytes"]
+    device.update("apply")
+    with running(device.home) as up:
+        wait_for(device, "GOOD")
+        host.offer(V2)
+        with started(device, "apply") as process:
+            until(lambda: device.status["state"] == "TRIAL")
+            process.kill()
+        assert device.update("apply")["state"] == "GOOD"
+        assert up.refresh()["models"][0]["container"] == "saffron.g2"
+
+
+def test_a_signed_but_malformed_model_is_refused_and_never_tried_again(host, server, device):
+    plain = bytearray(updates.MODEL.read_bytes())
+    plain[4:8] = b"\xff\xff\xff\xff"  # a GGUF of no version there is
+    updates.publish_carelessly(host, "9.0", bytes(plain))
+    host.grant(device.recipient, "model/saffron/9.0")
+    host.offer("model/saffron/9.0")
+    error = device.update("apply", exit_code=10)["error"]
+    assert error["check"].startswith("gguf-")
+    assert list((device.home / "models").glob("*.cmodel")) == []
+    state = device.status
+    assert (state["state"], state["good"], len(state["denied"])) == ("ROLLED_BACK", None, 1)
+    assert device.update("apply", exit_code=11)["error"]["code"] == "policy_denied"
+    host.offer(V1)
+    assert device.update("apply")["state"] == "ARMED"
+
+
+def test_a_trial_that_takes_the_device_down_is_rolled_back_after_its_tries(host, server, device):
+    host.offer(V1)
+    device.update("apply")
+    for left in (2, 1, 0):
+        with running(device.home, ready=False) as up:
+            until(lambda left=left: (now := device.status)["state"] == "TRIAL" and now["tries"] == left)
+            up.stop(signal.SIGKILL)
+    with running(device.home) as up:  # the demo model: there never was a good generation
+        assert [row["name"] for row in up.status["models"]] == ["saffron"]
+        assert "container" not in up.status["models"][0]
+    state = device.status
+    assert (state["state"], state["good"], state["trial"]) == ("ROLLED_BACK", None, None)
+    assert "tries" in state["last_error"]
+
+
+def test_a_device_without_a_network_takes_an_export(host, server, device, tmp_path):
+    host.offer(V1)
+    tar = tmp_path / "stick.tar"
+    host.run("export", host.repository, tar, "--channel", "stable")
+    device.update("trust", host.trust, "--url", "https://releases.invalid/")
+    assert device.update("import", tar)["state"] == "STAGED"
+    data = bytearray(tar.read_bytes())
+    data[-3000] ^= 1
+    (tmp_path / "bent.tar").write_bytes(data)
+    assert device.update("apply")["state"] == "ARMED"
+    with running(device.home):
+        wait_for(device, "GOOD")
+        device.update("rollback", "--yes", exit_code=5)
+        device.update("import", tmp_path / "bent.tar", exit_code=10)
+
+
+def test_a_policy_and_an_app_come_with_the_generation(host, server, device):
+    policy = host.build("1.0", security=1, kind="policy", name="kitchen", files={"default.toml": STRICT})
+    app = host.build("1.0", security=1, kind="app", name="page", files={"index.html": b"<h1>hello</h1>\n"})
+    host.publish(policy, app)
+    host.grant(device.recipient, "policy/kitchen/1.0", "app/page/1.0")
+    host.offer(V1)
+    device.update("apply")
+    with running(device.home) as up:
+        wait_for(device, "GOOD")
+        host.offer("policy/kitchen/1.0", "app/page/1.0")
+        applied = device.update("apply")
+        assert (applied["state"], applied["way"]) == ("GOOD", "nothing to do"), "the model did not change"
+        ask = Streamer(up.endpoint, up.key, question="hello " * 200)
+        with streaming(ask):
+            until(lambda: ask.failures)
+        assert "context_length_exceeded" in ask.failures[0] or "too long" in ask.failures[0], ask.failures[0]
+    page = device.home / "update" / "gen" / "2" / "app" / "index.html"
+    assert page.read_bytes() == b"<h1>hello</h1>\n"
+    assert page.stat().st_mode & 0o111 == 0
+
+
+STRICT = b"schema = 1\nmax_input_tokens = 50\nrequests_per_minute = 0\n"
+
+
+@contextlib.contextmanager
+def started(device: Follower, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an update command in the background; it is gone when the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "casemate", "update", *arguments],
+        env=device.environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(good: Callable[[], object], within: float = 60.0) -> None:
+    deadline = time.monotonic() + within
+    while not good():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

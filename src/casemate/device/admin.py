@@ -20,6 +20,10 @@ from casemate.device.children import rebuild
 from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
+CONTROL_SOCKET: Final = "agent.sock"
+UPDATE_SOCKET: Final = "update.sock"
+LINKED_UPDATE_SOCKET: Final = "link/update.sock"
+"""Where the update process asks: beside the control socket, or where units may look."""
 _TIMEOUT: Final = 10.0
 _IDLE: Final = 600.0
 """Seconds a connection may say nothing: an update fetches in between."""
@@ -32,9 +36,12 @@ class AdminServer:
         self,
         path: Path,
         answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]],
-        vault: Callable[[ipc.ToVault, Sequence[int]], Awaitable[ipc.FromVault]],
+        vault: Callable[[ipc.ToVault, Sequence[int]], Awaitable[ipc.FromVault]] | None = None,
+        *,
+        guest: int | None = None,
     ) -> None:
-        """Listen at *path* once `start` is called."""
+        """Listen at *path* once `start` is called; the uid *guest* may ask too."""
+        self._guest = guest
         self._path = path
         self._answer = answer
         self._vault = vault
@@ -48,7 +55,7 @@ class AdminServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         with short_path(self._path) as name:
             listener.bind(name)
-        self._path.chmod(0o600)
+        self._path.chmod(0o600 if self._guest is None else 0o666)  # the kernel says who calls
         listener.listen(16)
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener.fileno(), self._on_connection)
@@ -57,7 +64,7 @@ class AdminServer:
         assert self._listener
         with contextlib.suppress(BlockingIOError):
             sock, _ = self._listener.accept()
-            if not _is_trusted(sock):
+            if not _is_trusted(sock, self._guest):
                 sock.close()
                 return
             self.admit(sock)
@@ -80,6 +87,8 @@ class AdminServer:
         try:
             if isinstance(question, ipc.Ask):
                 return ipc.Answer(ok=True, data=await self._answer(question))
+            if self._vault is None:
+                raise OperationError("nothing is passed on from here", hint="this is a bug")
             return await self._vault(question, fds)
         except CasemateError as error:
             return ipc.Answer(ok=False, data=described(error))
@@ -98,9 +107,9 @@ class AdminServer:
                 self._path.unlink()
 
 
-def _is_trusted(sock: socket.socket) -> bool:
+def _is_trusted(sock: socket.socket, guest: int | None = None) -> bool:
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid in {0, os.geteuid()}
+    return uid in {0, os.geteuid(), guest}
 
 
 @contextlib.contextmanager
@@ -125,7 +134,7 @@ def described(error: CasemateError) -> dict[str, Any]:
     }
 
 
-def connect(run: Path) -> socket.socket:
+def connect(run: Path, name: str = CONTROL_SOCKET) -> socket.socket:
     """Return a connection to the device whose run directory is *run*; it keeps the rights of whoever made it.
 
     Raises:
@@ -135,8 +144,8 @@ def connect(run: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.settimeout(_TIMEOUT)
     try:
-        with short_path(run / "agent.sock") as name:
-            sock.connect(name)
+        with short_path(run / name) as address:
+            sock.connect(address)
     except OSError as error:
         sock.close()
         raise NotFoundError("no device is running on this home", hint="start it with `casemate up`") from error

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from casemate.clock import Clock, SystemClock
-from casemate.device.admin import AdminServer
+from casemate.device.admin import CONTROL_SOCKET, LINKED_UPDATE_SOCKET, UPDATE_SOCKET, AdminServer
 from casemate.device.channel import AsyncJournalClient, ChannelClosed
 from casemate.device.children import (
     ChildDied,
@@ -94,11 +94,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
-        admin = AdminServer(self.plan.home.run / "agent.sock", self.answer, self._upkeep.ask_vault)
+        admin = AdminServer(self.plan.home.run / CONTROL_SOCKET, self.answer)
+        upkeep = self._update_server()
         try:
             await self._start_journal()
             self._keep("journal", self._start_journal)
             await admin.start()
+            await upkeep.start()
             await self._join(self.plan.member)
             if self._respondent is None or self._respondent.may_serve:
                 await self._begin_serving()
@@ -106,7 +108,7 @@ class Agent:
                 self.plan.report(f"the fleet holds this device: {self._respondent.orders.state.value}")
             self.spawn(self._announce_when_ready())
             if self.plan.unsettled:
-                self.spawn(self._settle(admin))
+                self.spawn(self._settle(upkeep))
             await self._stopping.wait()
         except ChildDied as died:
             raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
@@ -116,6 +118,7 @@ class Agent:
                     await self._respondent.forgotten()
             await self._stop()
             admin.close()
+            upkeep.close()
         if self._fatal:
             raise self._fatal
 
@@ -155,13 +158,19 @@ class Agent:
             self._changed.clear()
         self.plan.announce(self.endpoint)
 
-    async def _settle(self, admin: AdminServer) -> None:
+    def _update_server(self) -> AdminServer:
+        """Return where the update process asks: for less than the control socket gives, and for the vault."""
+        guest = self.plan.update_uid
+        name = UPDATE_SOCKET if guest is None else LINKED_UPDATE_SOCKET
+        return AdminServer(self.plan.home.run / name, self._upkeep.answer, self._upkeep.ask_vault, guest=guest)
+
+    async def _settle(self, server: AdminServer) -> None:
         """Run the update process once: it judges a trial by asking us, and goes back by asking us.
 
         One that fails says why in the journal and on its standard error; the next start tries again.
         """
         ours, theirs = link_pair()
-        admin.admit(ours)
+        server.admit(ours)
         settings = {"settings": dict(self.plan.settings.values)}
         launch = self.launchers.core("update")
         with contextlib.suppress(ChildDied, HostError), theirs:
@@ -626,9 +635,7 @@ class Agent:
         if ask.verb == "status":
             return self.status()
         if ask.verb == "record":
-            if not self.journal:
-                raise OperationError("the journal is not running")
-            return {"index": await self.journal.append(*ask.args["events"])}
+            return await self.append(ask.args["events"])
         if ask.verb == "fleet":  # somebody enrolled this device while it runs
             from casemate.device.fleet.membership import read_member  # noqa: PLC0415 - see the import of types above
 
@@ -637,7 +644,18 @@ class Agent:
         if ask.verb == "stop":
             self._stopping.set()
             return {}
-        return await self._upkeep.answer(ask)
+        raise OperationError(f"the agent has no verb {ask.verb!r}")
+
+    async def append(self, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Journal *events*; returns once they are durable.
+
+        Raises:
+            OperationError: the journal does not run, or refused.
+
+        """
+        if not self.journal:
+            raise OperationError("the journal is not running")
+        return {"index": await self.journal.append(*events)}
 
     def status(self) -> dict[str, Any]:
         """Return the facts `casemate status` shows (it adds what it can see itself)."""

@@ -255,7 +255,7 @@ def role_uids() -> dict[str, int]:
 
     """
     found = {}
-    for role in ("journal", "vault", "gateway", "engine", "link"):
+    for role in ("journal", "vault", "gateway", "engine", "link", "update"):
         name = f"casemate-{role}"
         try:
             found[role] = pwd.getpwnam(name).pw_uid

@@ -68,11 +68,19 @@ def run(
         return work(Desk(home.update, settings, port, recipient, tell=person.tell, say=person.say))
 
     with contextlib.ExitStack() as held:
-        try:
-            link = held.enter_context(admin.connect(home.run))
-        except NotFoundError:
+        link = connection(home)
+        if link is None:
             return _without_device(home, settings, found, child, held, opens=opens)
+        held.enter_context(link)
         return apart.run(lambda: (child(link, running=True), {}), dict)[0]
+
+
+def connection(home: Home) -> socket.socket | None:
+    """Return a link to the running device, where updates ask; None when none runs."""
+    for name in (admin.UPDATE_SOCKET, admin.LINKED_UPDATE_SOCKET):
+        with contextlib.suppress(NotFoundError):
+            return admin.connect(home.run, name)
+    return None
 
 
 def _without_device(

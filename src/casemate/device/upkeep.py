@@ -72,6 +72,14 @@ class Supervisor(Protocol):
         """Return the vault's answer; raises ChildDied."""
         ...
 
+    async def append(self, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Journal *events*."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Return what `casemate status` shows."""
+        ...
+
 
 class Upkeep:
     """The agent's part of an update."""
@@ -107,6 +115,10 @@ class Upkeep:
 
         """
         try:
+            if ask.verb == "status":
+                return {**self._agent.status(), "owner": self._agent.plan.owner_public}
+            if ask.verb == "record":
+                return await self._agent.append(own_events(ask.args["events"]))
             if ask.verb == "serve":
                 return await self._serve(msgspec.convert(ask.args["model"], Wanted))
             if ask.verb == "drop":
@@ -229,6 +241,19 @@ class Upkeep:
         waiting = self._asked.get(message.id)
         if waiting and not waiting.done():
             waiting.set_result(message)
+
+
+def own_events(events: Any) -> list[dict[str, Any]]:
+    """Return *events* when all are about updates: the update process speaks for nobody else.
+
+    Raises:
+        OperationError: one is not.
+
+    """
+    own = [event for event in events if str(event["metadata"]["event_code"]).startswith("update_")]
+    if len(own) != len(events):
+        raise OperationError("an update records what is about updates, and nothing else", hint="this is a bug")
+    return own
 
 
 def _end(engine: Engine) -> None:

@@ -19,6 +19,7 @@ from casemate.device.admin import described
 from casemate.device.channel import Channel, ChannelClosed, JournalClient
 from casemate.device.children import HELLO_TIMEOUT, rebuild, start_python
 from casemate.device.home import Home, owner_of
+from casemate.device.upkeep import own_events
 from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
@@ -63,7 +64,7 @@ class Workshop:
 
     def _answer(self, ask: ipc.Ask) -> dict[str, Any]:
         if ask.verb == "record":
-            return {"index": self._journal.append(*ask.args["events"])}
+            return {"index": self._journal.append(*own_events(ask.args["events"]))}
         raise OperationError("no device is running on this home", hint="start it with `casemate up`")
 
     def _ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:

@@ -37,7 +37,7 @@ class World:
     def __init__(self, *, beside: bool = True, failing: dict[str, list[ChildDied]] | None = None) -> None:
         self.said: list[str] = []
         self.failing = failing or {}
-        self.plan = SimpleNamespace(settings={"engine.deadline": 60})
+        self.plan = SimpleNamespace(settings={"engine.deadline": 60}, policy=ipc.TakePolicy(), owner_public="")
         self.launchers = SimpleNamespace(beside=beside)
         self.engines: dict[str, Engine] = {}
         self.upkeep = Upkeep(self)  # type: ignore[arg-type] - as much of an agent as it needs

@@ -1,4 +1,4 @@
-"""`python -m casemate.device.service setup|agent`: what the units start."""
+"""`python -m casemate.device.service setup|agent|update`: what the units start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from casemate import config
 from casemate.device.home import Home
 from casemate.device.service.run import run
 from casemate.device.service.setup import begin_unit, setup
+from casemate.device.service.updates import take_updates
 from casemate.device.units_link import role_uids
 from casemate.errors import CasemateError
 
@@ -18,6 +19,8 @@ def main(verb: str) -> int:
     try:
         if verb == "setup":
             setup(home, settings, begin=begin_unit)
+        elif verb == "update":
+            return take_updates(home, settings)
         else:
             run(home, settings, role_uids())
     except CasemateError as error:

@@ -21,6 +21,11 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Container path by model name."""
     owner_public: bytes
     recovery: bool
+    on_trial: bool = False
+    """The models are those of a generation on trial."""
+    policies: dict[str, str] = {}
+    guard: bytes = b""
+    """What the generation says about apps, and the guard's data."""
 
 
 def encode(facts: Facts) -> bytes:

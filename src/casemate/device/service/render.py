@@ -22,6 +22,7 @@ _HOME_PARTS: Final = (
     ("/models", "0700", "casemate-vault", "casemate-vault"),
     ("/apps", "0750", "root", "casemate-gateway"),
     ("/journal", "0700", "casemate-journal", "casemate-journal"),
+    ("/update", "0700", "casemate-update", "casemate-update"),
     ("/run", "0711", "casemate-agent", "casemate-agent"),
     ("/run/link", "0711", "casemate-agent", "casemate-agent"),
 )
@@ -72,6 +73,8 @@ def unit_file(unit: Unit, place: Place) -> str:
     sections: list[tuple[str, Rows]] = [("Unit", {"Description": unit.description, **unit.unit})]
     if unit.service is not None:
         sections.append(("Service", unit.service))
+    if unit.timer is not None:
+        sections.append(("Timer", unit.timer))
     if unit.install:
         sections.append(("Install", unit.install))
     body = "\n".join(f"[{name}]\n" + "".join(_lines(rows, place)) for name, rows in sections)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.service.facts import FILE_NAME, SCHEMA, Facts, parse
 from casemate.device.units_link import LinkServer, UnitLaunchers
 from casemate.errors import NotFoundError
+from casemate.formats import ipc
 
-_LIMIT: Final = 1 << 20
+_LIMIT: Final = 24 << 20  # a guard's data may be in it
 
 
 def run(home: Home, settings: Settings, uids: Mapping[str, int]) -> None:
@@ -40,7 +42,7 @@ def run(home: Home, settings: Settings, uids: Mapping[str, int]) -> None:
     home.open()
     with contextlib.ExitStack() as held:
         held.enter_context(home.lock())
-        plan = _plan(home, settings, held)
+        plan = dataclasses.replace(_plan(home, settings, held), update_uid=uids.get("update"))
         asyncio.run(_serve(plan, uids))
 
 
@@ -69,6 +71,8 @@ def _make(
         **startup.open_doors(held, settings),
         owner_public=base64.b64encode(facts.owner_public).decode(),
         unlock={},  # the vault brings its own
+        policy=ipc.TakePolicy(facts.policies, facts.guard),
+        on_trial=facts.on_trial,
         notes={"version": __version__, "recovery": facts.recovery, "units": True},
         member=member,
         announce=lambda endpoint: notify(f"STATUS=serving {endpoint}"),

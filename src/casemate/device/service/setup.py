@@ -58,9 +58,11 @@ def _prepare(home: Home, settings: Settings) -> Facts:
         if not keystores.exists(home.keystore):
             keystores.create(home, sources).wipe()
         startup.default_app(home, show_key=lambda _key: False, say=lambda _text: None)
-        served = serve_list(home, settings, generation.boot(home, settings))
+        boot = generation.boot(home, settings)
+        served = serve_list(home, settings, boot)
         keys = keystores.describe(home, sources)
-        facts = Facts(SCHEMA, served, keys.owner_public, keys.recovery)
+        policy = boot.policy
+        facts = Facts(SCHEMA, served, keys.owner_public, keys.recovery, boot.trial, dict(policy.apps), policy.guard)
         hand_over(home)
         open_run(home)
         write_atomic(home.run / FILE_NAME, encode(facts), mode=0o600, owner=owner_of("agent"))

@@ -14,7 +14,7 @@ from typing import Final
 Value = str | tuple[str, ...]
 Rows = Mapping[str, Value]
 
-USERS: Final = ("agent", "vault", "engine", "gateway", "journal")
+USERS: Final = ("agent", "vault", "engine", "gateway", "journal", "update")
 """Roles that are a system user `casemate-<role>` of their own."""
 
 ENGINE_ROOT: Final = "/var/lib/casemate-engine"
@@ -89,6 +89,7 @@ class Unit:
     description: str
     unit: Rows = dataclasses.field(default_factory=dict)
     service: Rows | None = None
+    timer: Rows | None = None
     install: Rows = dataclasses.field(default_factory=dict)
     ceiling: float | None = None
 
@@ -179,7 +180,8 @@ VAULT: Final = _linked(
     "vault",
     "Casemate: keys and encrypted models",
     {
-        "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/keystore", "{home}/models"),
+        "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/keystore"),
+        "BindPaths": "{home}/models",  # updates make containers
         "LimitMEMLOCK": "infinity",  # keys stay out of swap
         "ProcSubset": "all",  # /proc/meminfo: is there room for the model
         "MemorySwapMax": "0",
@@ -217,14 +219,47 @@ ENGINE: Final = _linked(
     ceiling=1.0,
 )
 
+UPDATE: Final = Unit(
+    name="casemate-update.service",
+    description="Casemate: take updates",
+    unit={"After": "casemate-agent.service network-online.target", "PartOf": "casemate.target"},
+    service={
+        **COMMON,
+        "Type": "oneshot",
+        "User": "casemate-update",
+        "ExecStart": "{python} -P -m casemate.device.service update",
+        "Nice": "10",  # answers come first
+        "TimeoutStartSec": "infinity",  # a large model over a thin line; the transport bounds every request
+        # The only unit that reaches other machines. It has no key, no model and no prompt: what it brings is sealed.
+        "PrivateNetwork": "no",
+        "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+        "IPAddressDeny": "",
+        "BindPaths": "{home}/update",
+    },
+    ceiling=1.5,
+)
+
+UPDATE_TIMER: Final = Unit(
+    name="casemate-update.timer",
+    description="Casemate: look for updates",
+    unit={"PartOf": "casemate.target"},
+    timer={
+        "OnActiveSec": "30s",  # a trial that this start is wants to be judged
+        "OnCalendar": "hourly",
+        "RandomizedDelaySec": "1h",
+        "FixedRandomDelay": "yes",  # each device has its minute
+        "Persistent": "yes",
+    },
+)
+
 TARGET: Final = Unit(
     name="casemate.target",
     description="Casemate: a language model, kept safe",
     unit={
-        "Wants": " ".join(unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY)),
+        "Wants": " ".join(unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY, UPDATE_TIMER)),
         "After": "casemate-agent.service",
     },
     install={"WantedBy": "multi-user.target"},
 )
 
-UNITS: Final = (TARGET, SETUP, AGENT, JOURNAL, VAULT, GATEWAY, ENGINE)
+UNITS: Final = (TARGET, SETUP, AGENT, JOURNAL, VAULT, GATEWAY, ENGINE, UPDATE, UPDATE_TIMER)

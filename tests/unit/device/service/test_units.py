@@ -107,13 +107,16 @@ def test_every_role_has_a_user_of_its_own_and_only_setup_is_root():
     assert set(flat) == {f"casemate-{role}" for role in table.USERS}
 
 
-def test_only_the_agent_reaches_a_network_and_then_only_loopback():
+def test_only_the_agent_reaches_a_network_and_then_only_loopback_and_who_fetches_updates():
     for unit in SERVICES:
         rows = service_rows(unit)
         if unit is table.AGENT:
             assert rows["IPAddressDeny"] == ["any"]
             assert rows["IPAddressAllow"] == ["localhost"]
             assert service_rows(unit, PUBLIC)["IPAddressDeny"] == [""]
+        elif unit is table.UPDATE:
+            assert rows["PrivateNetwork"] == ["no"]
+            assert {"AF_INET", "AF_INET6"} < set(rows["RestrictAddressFamilies"][0].split())
         else:
             assert rows["PrivateNetwork"] == ["yes"]
             assert rows["RestrictAddressFamilies"] == ["AF_UNIX"]
@@ -126,8 +129,9 @@ def test_each_process_sees_its_own_part_of_the_home_and_no_other():
         "vault": {"keystore", "models"},
         "gateway": {"apps"},
         "engine": set(),
+        "update": {"update"},
     }
-    for unit in (table.AGENT, table.JOURNAL, table.VAULT, table.GATEWAY, table.ENGINE):
+    for unit in (table.AGENT, table.JOURNAL, table.VAULT, table.GATEWAY, table.ENGINE, table.UPDATE):
         rows = service_rows(unit)
         bound = " ".join(rows.get("BindPaths", []) + rows["BindReadOnlyPaths"])
         seen = set(re.findall(r"/var/lib/casemate/(\w+)(?!\.json|/)\b", bound)) - {"home"}
