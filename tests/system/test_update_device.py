@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from casemate.device.update.state_file import StateFile
 from support import mirror, updates
 from support.device import Device, running
 from support.streaming import Streamer, streaming
@@ -125,7 +126,8 @@ def test_killed_while_fetching_and_while_on_trial_it_goes_on(host, server, devic
         wait_for(device, "GOOD")
         host.offer(V2)
         with started(device, "apply") as process:
-            until(lambda: device.status["state"] == "TRIAL")
+            state = StateFile(device.home / "update")
+            until(lambda: state.read().phase == "TRIAL")  # a command would look too late
             process.kill()
         assert device.update("apply")["state"] == "GOOD"
         assert up.refresh()["models"][0]["container"] == "saffron.g2"
