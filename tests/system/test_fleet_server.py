@@ -317,3 +317,11 @@ def test_a_token_needs_basic_authentication(server):
     path = "/.well-known/est/simpleenroll"
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic %%%"}, basic("")):
         assert server.ask("enrol", "POST", path, csr, headers).status == 401
+
+
+def test_a_first_start_that_fails_can_be_tried_again(tmp_path):
+    server = Server(tmp_path / "fleet", database="postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(AssertionError, match="database did not answer"):
+        server.start()
+    with running(tmp_path / "fleet") as again:
+        assert again.get("people", "/healthz").status == 200

@@ -20,6 +20,9 @@ _ELSEWHERE: Final = {
     "token": "casemate.cli.fleet_token",
     "device": "casemate.cli.fleet_device",
     "admin": "casemate.cli.fleet_admin",
+    "alert": "casemate.cli.fleet_alert",
+    "backup": "casemate.cli.fleet_backup:backup",
+    "restore": "casemate.cli.fleet_backup:restore",
     "api-token": "casemate.cli.fleet_api_token",
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
@@ -28,7 +31,22 @@ _ELSEWHERE: Final = {
     "tpm": "casemate.cli.fleet_tpm",
     "model": "casemate.cli.fleet_model",
 }
-_ORDER: Final = ("serve", "token", "device", "policy", "model", "tpm", "admin", "audit", "api-token", "ca", "simulate")
+_ORDER: Final = (
+    "serve",
+    "token",
+    "device",
+    "policy",
+    "model",
+    "tpm",
+    "admin",
+    "alert",
+    "audit",
+    "api-token",
+    "ca",
+    "backup",
+    "restore",
+    "simulate",
+)
 
 
 class FleetTree(click.Group):
@@ -42,7 +60,8 @@ class FleetTree(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of *cmd_name* when it is not this one."""
         if cmd_name in _ELSEWHERE:
-            found: click.Command = importlib.import_module(_ELSEWHERE[cmd_name]).command
+            module, _, name = _ELSEWHERE[cmd_name].partition(":")
+            found: click.Command = getattr(importlib.import_module(module), name or "command")
             return found
         return super().get_command(ctx, cmd_name)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import getpass
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import sqlalchemy as sa
 
 from casemate.clock import Clock
 from casemate.errors import OperationError
-from casemate.fleet import devices, enrolment, listing, pki, serve
+from casemate.fleet import backup as backups
+from casemate.fleet import devices, enrolment, listing, pki, serve, webhook
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.api import tokens
@@ -175,3 +177,33 @@ class Console:
         now = self.fleet.clock.wall()
         async with self.fleet.store.write() as connection:
             await tokens.revoke(connection, self.fleet.audit, known, actor=self.actor, now=now)
+
+    async def list_alerts(self, everything: bool) -> list[dict[str, Any]]:  # noqa: FBT001 - a flag of the command line
+        """Return alerts, newest first; open ones unless *everything*."""
+        alert = tables.alert
+        query = sa.select(alert).order_by(alert.c.id.desc()).limit(1000)
+        if not everything:
+            query = query.where(alert.c.closed.is_(None))
+        async with self.fleet.store.read() as connection:
+            rows = (await connection.execute(query)).mappings()
+            return [{key: value for key, value in row.items() if key != "tenant_id"} for row in rows]
+
+    async def set_webhook(self, url: str) -> str:
+        """Have alerts posted to *url* (empty: nowhere) from now on; returns the new secret."""
+        home, secret = self.fleet.home, ""
+        if url:
+            webhook.check_url(url)
+            secret = secrets.token_hex(32)
+            home.write(home.webhook_key, secret.encode())
+        async with self.fleet.store.write() as connection:
+            if url:  # what was wrong before anybody listened is in the list; from here on it is told
+                old = tables.alert.c.sent.is_(None)
+                await connection.execute(sa.update(tables.alert).where(old).values(sent=0.0))
+            act = Act(self.actor, "alert.webhook", detail={"url": url})
+            await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
+        home.save_settings(msgspec.structs.replace(home.settings(), webhook=url))
+        return secret
+
+    async def backup(self, out: Path) -> dict[str, Any]:
+        """Write the whole fleet to *out*."""
+        return await backups.write(self.fleet, out, self.actor)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where devices are told to connect; empty: where the listener is."""
     people_url: str = ""
     """The address people open, https://HOST[:PORT]; passkeys belong to its host. Empty: where the listener is."""
+    webhook: str = ""
+    """Where alerts are posted; empty: nowhere."""
     schema: int = 1
 
 
@@ -52,6 +55,7 @@ class FleetHome:
         self.tls = self.path / "tls"
         self.charter = self.ca / "charter.json"
         self.root = self.ca / "root.pem"
+        self.webhook_key = self.keys / "webhook.key"
         self.settings_file = self.path / _SETTINGS
 
     @property
@@ -75,6 +79,14 @@ class FleetHome:
                 directory.chmod(0o700)
         except OSError as error:
             raise OperationError(f"cannot make {self.path}: {error.strerror}") from error
+
+    def clear(self) -> None:
+        """Remove what `create` and the first start made, as long as no settings make it a fleet."""
+        if not self.exists:
+            for directory in (self.ca, self.keys, self.tls):
+                shutil.rmtree(directory, ignore_errors=True)
+            for path in self.path.glob("fleet.db*"):
+                path.unlink(missing_ok=True)
 
     def settings(self) -> Settings:
         """Read the settings.

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from casemate.clock import Clock
 from casemate.crypto import x509
 from casemate.errors import ConfigError, UsageError
@@ -85,21 +87,29 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
             people_url=options.people_url or "",
         )
     else:
-        settings = home.settings()
-        settings = Settings(
-            fleet=settings.fleet,
-            database=options.database or settings.database,
-            names=options.names or settings.names,
-            devices_url=settings.devices_url if options.devices_url is None else options.devices_url,
-            people_url=settings.people_url if options.people_url is None else options.people_url,
-        )
+        settings = _changed(home.settings(), options)
     store = Store(settings.database)
     try:
         await schema.upgrade(store)
+    except BaseException:
+        if new:
+            home.clear()  # a first start that failed is no fleet: the next one begins anew
+        raise
     finally:
         await store.close()
     home.save_settings(settings)  # last: what it says is true now
     return new
+
+
+def _changed(settings: Settings, options: Options) -> Settings:
+    """Return the settings with what the command line gave this time."""
+    given = {
+        "database": options.database,
+        "names": options.names or None,
+        "devices_url": options.devices_url,
+        "people_url": options.people_url,
+    }
+    return msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value is not None})
 
 
 async def serve(

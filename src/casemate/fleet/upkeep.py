@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import approvals, commands, inventory
+from casemate.fleet import alerts, approvals, commands, inventory, webhook
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.seen import FLUSH_SECONDS
@@ -20,6 +20,7 @@ from casemate.fleet.store import tables
 from casemate.fleet.wake import POLL_SECONDS, ChangeReader
 
 SWEEP_SECONDS: Final = 15.0
+WEBHOOK_SECONDS: Final = 5.0
 PRUNE_SECONDS: Final = 3600.0
 ROLLUPS_KEPT: Final = 30 * 86400.0
 NONCES_KEPT: Final = 3600.0
@@ -65,7 +66,11 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
                 await commands.expire(connection, now)
                 await approvals.carry_out(connection, fleet.audit, signer, now)
 
-        rows.append(Task("commands", SWEEP_SECONDS, sweep))
+        rows += [
+            Task("commands", SWEEP_SECONDS, sweep),
+            Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet)),
+            Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
+        ]
     return rows
 
 

@@ -53,6 +53,15 @@ class Store:
             yield connection
 
     @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection whose every query sees the same moment."""
+        engine = self.engine
+        if self.is_postgresql:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        async with _named(), engine.connect() as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Give a transaction: all of it is durable at the end, or nothing.
 
