@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 REACH: Final = 64
 NOT: Final = "not"
 
-_WORDS: Final[dict[str, str]] = {
+WORDS: Final[dict[str, str]] = {
     NOT: """
         order orders invoice ticket case ref reference tracking parcel parcels shipment isbn issn ean upc gtin asin
         sku part parts model serial version versions release build builds upgrade upgraded update commit revision
@@ -144,7 +144,7 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 def _by_word() -> dict[str, frozenset[str]]:
     table: dict[str, set[str]] = {}
-    for label, words in _WORDS.items():
+    for label, words in WORDS.items():
         for word in words.split():
             table.setdefault(word, set()).add(label)
     return {word: frozenset(labels) for word, labels in table.items()}

@@ -200,6 +200,7 @@ TOKENS: Final[tuple[Token, ...]] = (
     Token("huggingface-organization-api-token", "api_org_", r"[a-zA-Z0-9]{30,40}"),
     Token("perplexity-api-key", "pplx-", rf"{_A}{{40,64}}"),
     Token("groq-api-key", "gsk_", rf"{_A}{{40,64}}"),
+    Token("cerebras-api-key", "csk-", rf"{_A}{{40,64}}"),
     Token("xai-api-key", "xai-", rf"{_A}{{70,90}}"),
     Token("replicate-api-token", "r8_", rf"{_A}{{36,40}}"),
     Token("fireworks-api-key", "fw_", rf"{_A}{{20,40}}"),
