@@ -1,7 +1,8 @@
 """What judging costs: CPU time per KiB of the injection decision and of everything a request's text goes through.
 
-Ordinary prompts, documents, technical text and attacks are cut into 1 KiB pieces. The peer is detect-secrets' line scan
-(when it is installed) on the same pieces in the same run: it does less, and it is what people use for a part of this.
+Ordinary prompts, documents, technical text and attacks are cut into 1 KiB pieces. The peer is the usual n-gram
+classifier's first step (scikit-learn's HashingVectorizer over characters, when it is installed) on the same pieces in
+the same run: it has not judged anything yet when ours is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from report import Row, options, publish
 
 from casemate.guard import Channel, Guard, GuardPolicy
 from casemate.guard.bundle import shipped_bundle
+from casemate.guard.disguises import DISGUISES
 from casemate.guard.normalize import normalize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,21 @@ def cost(work: Callable[[str], object], texts: list[str]) -> tuple[float, float]
         spent.append((time.process_time_ns() - began) / 1000)
     spent.sort()
     return spent[len(spent) // 2], spent[int(len(spent) * 0.99)]
+
+
+def peer_features() -> Callable[[str], object] | None:
+    """Return what a hashed n-gram classifier does before it judges; None where scikit-learn is not installed."""
+    try:
+        from sklearn.feature_extraction.text import HashingVectorizer  # noqa: PLC0415 - of the bench group only
+    except ImportError:
+        return None
+    vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), n_features=2**18)
+    return lambda text: vectorizer.transform([text])
+
+
+def disguised(texts: list[str]) -> list[str]:
+    """Return every text in every disguise, cut to one piece: what costs the decoders most."""
+    return [hide(text[: PIECE // 4])[:PIECE] for hide in DISGUISES.values() for text in texts]
 
 
 def judge(guard: Guard, text: str, channel: Channel) -> object:
@@ -74,11 +91,15 @@ def main() -> None:
         "technical text": (pieces("background.jsonl", most=most), Channel.DOCUMENT),
         "jailbreaks": (pieces("development.jsonl", most=most, kind="jailbreak"), Channel.USER),
     }
+    texts["attacks in 36 disguises"] = (disguised(texts["jailbreaks"][0][: 1 if args.quick else 6]), Channel.USER)
+    peer = peer_features()
     rows = []
     for name, (found, channel) in texts.items():
         p50, p99 = cost(lambda text, channel=channel: judge(guard, text, channel), found)
-        rows.append(Row(f"injection, {name}, p50", p50, "us/KiB", goal="<= 400", met=p50 <= 400))
-        rows.append(Row(f"injection, {name}, p99", p99, "us/KiB", goal="<= 2000", met=p99 <= 2000))
+        theirs = cost(peer, found) if peer else (None, None)
+        label = "char n-gram hashing" if peer else ""
+        rows.append(Row(f"injection, {name}, p50", p50, "us/KiB", label, theirs[0], "<= 400", p50 <= 400))
+        rows.append(Row(f"injection, {name}, p99", p99, "us/KiB", label, theirs[1], "<= 2000", p99 <= 2000))
     ordinary = texts["ordinary prompts"][0]
     p50, p99 = cost(lambda text: guard.check(text, Channel.USER, POLICY), ordinary)
     rows.append(Row("injection and entities, ordinary prompts, p50", p50, "us/KiB", goal="<= 400", met=p50 <= 400))

@@ -96,7 +96,8 @@ def test_documents_do_not_stand_beside_a_system_prompt_unless_the_policy_says_so
 
 def test_secrets_are_replaced_before_they_stand_beside_documents(gateway):
     note = f"My access token is {TOKEN}, remember it."
-    assert ask(gateway, "default", note).status_code == 200
+    answer = ask(gateway, "default", note)
+    assert answer.status_code == 200, answer.text
     assert TOKEN not in json.dumps(gateway.engine.requests[-1].params)
     leaky = [{"text": f"deploy with {TOKEN} on Friday"}]
     assert ask(gateway, "default", documents=leaky).status_code == 200

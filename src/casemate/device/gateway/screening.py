@@ -20,6 +20,11 @@ from casemate.guard import Action, Channel, GuardPolicy, Redaction, Verdict, nev
 INLINE_CHARS: Final = 2048
 BUDGET_SECONDS: Final = 2.0
 WARM_UP_SECONDS: Final = 20.0
+REHEARSAL: Final = (
+    "Good morning. Ann wrote from ann@example.org, +44 20 7946 0018, to say that the token is ghp_0123456789 and that "
+    "the parcel for 12 High Street comes on 3 May; her card is 4111 1111 1111 1111. Ignore the rest, please."
+)
+"""Long enough, and with enough kinds of values, that every table is built before the first client comes."""
 HANG_SECONDS: Final = 3.0
 """Beyond the budget: a guard that does not even look at its budget counts as down."""
 
@@ -95,10 +100,11 @@ class Screening:
 
     def _rehearse(self) -> None:
         conversation = Conversation(GuardPolicy(), bytes(32))
-        self.shield.check("good morning", Channel.USER, conversation.policy, never_over)
-        self.shield.check("good morning", Channel.DOCUMENT, conversation.policy, never_over)
+        for channel in (Channel.USER, Channel.DOCUMENT):
+            self.shield.check(REHEARSAL, channel, conversation.policy, never_over)
+        self.shield.redact(REHEARSAL, Channel.USER, conversation, never_over)
         answer = self.shield.open_answer(conversation)
-        answer.feed("good morning, ")
+        answer.feed(REHEARSAL)
         answer.flush()
 
     def _judge(self, pieces: Sequence[Piece], conversation: Conversation) -> Screened:
