@@ -72,7 +72,7 @@ def make(place: Place, *, live: bool) -> Plan:
     return Plan(
         place=place,
         files=render.files(place),
-        links={render.WANTS_LINK: "../casemate.target"},
+        links={render.WANTS_LINK: "../casemate.target", render.FENCE_LINK: "../casemate-fence.service"},
         users=users if live else (),
         start=_SYSTEMCTL_AFTER if live else (),
     )

@@ -14,6 +14,7 @@ UNIT_DIRECTORY: Final = "/etc/systemd/system"
 SYSUSERS_FILE: Final = "/etc/sysusers.d/casemate.conf"
 TMPFILES_FILE: Final = "/etc/tmpfiles.d/casemate.conf"
 WANTS_LINK: Final = f"{UNIT_DIRECTORY}/multi-user.target.wants/casemate.target"
+FENCE_LINK: Final = f"{UNIT_DIRECTORY}/sysinit.target.wants/casemate-fence.service"
 _PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9._+@/-]*\Z")
 _HOME_PARTS: Final = (
     # part, mode, user, group
@@ -23,6 +24,8 @@ _HOME_PARTS: Final = (
     ("/apps", "0750", "root", "casemate-gateway"),
     ("/journal", "0700", "casemate-journal", "casemate-journal"),
     ("/update", "0700", "casemate-update", "casemate-update"),
+    ("/fleet", "0700", "casemate-agent", "casemate-agent"),
+    ("/link", "0700", "casemate-link", "casemate-link"),
     ("/run", "0711", "casemate-agent", "casemate-agent"),
     ("/run/link", "0711", "casemate-agent", "casemate-agent"),
 )
@@ -75,6 +78,8 @@ def unit_file(unit: Unit, place: Place) -> str:
         sections.append(("Service", unit.service))
     if unit.timer is not None:
         sections.append(("Timer", unit.timer))
+    if unit.path is not None:
+        sections.append(("Path", unit.path))
     if unit.install:
         sections.append(("Install", unit.install))
     body = "\n".join(f"[{name}]\n" + "".join(_lines(rows, place)) for name, rows in sections)

@@ -14,7 +14,7 @@ from typing import Final
 Value = str | tuple[str, ...]
 Rows = Mapping[str, Value]
 
-USERS: Final = ("agent", "vault", "engine", "gateway", "journal", "update")
+USERS: Final = ("agent", "vault", "engine", "gateway", "journal", "update", "link")
 """Roles that are a system user `casemate-<role>` of their own."""
 
 ENGINE_ROOT: Final = "/var/lib/casemate-engine"
@@ -91,6 +91,7 @@ class Unit:
     service: Rows | None = None
     timer: Rows | None = None
     install: Rows = dataclasses.field(default_factory=dict)
+    path: Rows | None = None
     ceiling: float | None = None
 
 
@@ -165,7 +166,7 @@ AGENT: Final = Unit(
         "IPAddressDeny": "{deny}",
         "IPAddressAllow": "{allow}",
         "BindReadOnlyPaths": "{home}/home.json",
-        "BindPaths": "{home}/run",
+        "BindPaths": ("{home}/run", "{home}/fleet"),
     },
     ceiling=1.5,
 )
@@ -180,8 +181,8 @@ VAULT: Final = _linked(
     "vault",
     "Casemate: keys and encrypted models",
     {
-        "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link", "{home}/keystore"),
-        "BindPaths": "{home}/models",  # updates make containers
+        "BindReadOnlyPaths": ("{home}/home.json", "{home}/run/link"),
+        "BindPaths": ("{home}/keystore", "{home}/models"),  # updates make containers, a fleet's wipe destroys keys
         "LimitMEMLOCK": "infinity",  # keys stay out of swap
         "ProcSubset": "all",  # /proc/meminfo: is there room for the model
         "MemorySwapMax": "0",
@@ -252,14 +253,76 @@ UPDATE_TIMER: Final = Unit(
     },
 )
 
+LINK: Final = _linked(
+    "link",
+    "Casemate: the device's link to its fleet",
+    {
+        # The only unit with a network of its own choosing: where the fleet is, enrolment said. It has no other file.
+        "PrivateNetwork": "no",
+        "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+        "IPAddressDeny": "",
+        "BindPaths": "{home}/link",
+    },
+)
+
+FENCE: Final = Unit(
+    name="casemate-fence.service",
+    description="Casemate: the network of a device in quarantine",
+    unit={
+        # Like a firewall: in force before there is a network, at every boot.
+        "DefaultDependencies": "no",
+        "After": "local-fs.target systemd-sysusers.service",
+        "Before": "network-pre.target shutdown.target",
+        "Wants": "network-pre.target",
+        "Conflicts": "shutdown.target",
+    },
+    service={
+        **COMMON,
+        "Type": "oneshot",
+        "User": "casemate-agent",  # whose file says what is wanted; the capability is this process's alone
+        "ExecStart": "{python} -P -m casemate.device.service fence",
+        "CapabilityBoundingSet": "CAP_NET_ADMIN",
+        "AmbientCapabilities": "CAP_NET_ADMIN",
+        "PrivateUsers": "no",
+        "PrivateNetwork": "no",
+        "RestrictAddressFamilies": "AF_NETLINK",
+        "RuntimeDirectory": "casemate-fence",
+        "RuntimeDirectoryPreserve": "yes",
+        "BindReadOnlyPaths": ("{home}/home.json", "{home}/fleet"),
+    },
+    ceiling=1.5,
+)
+
+FENCE_PATH: Final = Unit(
+    name="casemate-fence.path",
+    description="Casemate: a fleet changed the quarantine",
+    unit={"PartOf": "casemate.target"},
+    path={"PathChanged": "{home}/fleet/fence.json"},
+)
+
 TARGET: Final = Unit(
     name="casemate.target",
     description="Casemate: a language model, kept safe",
     unit={
-        "Wants": " ".join(unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY, UPDATE_TIMER)),
+        "Wants": " ".join(
+            unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY, LINK, UPDATE_TIMER, FENCE_PATH)
+        ),
         "After": "casemate-agent.service",
     },
     install={"WantedBy": "multi-user.target"},
 )
 
-UNITS: Final = (TARGET, SETUP, AGENT, JOURNAL, VAULT, GATEWAY, ENGINE, UPDATE, UPDATE_TIMER)
+UNITS: Final = (
+    TARGET,
+    SETUP,
+    AGENT,
+    JOURNAL,
+    VAULT,
+    GATEWAY,
+    LINK,
+    ENGINE,
+    UPDATE,
+    UPDATE_TIMER,
+    FENCE,
+    FENCE_PATH,
+)

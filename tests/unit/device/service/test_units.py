@@ -102,12 +102,13 @@ def test_control_verify_sees_a_misspelt_key(tmp_path):
 def test_every_role_has_a_user_of_its_own_and_only_setup_is_root():
     users = {unit.name: service_rows(unit).get("User") for unit in SERVICES}
     assert users.pop("casemate-setup.service") is None
+    assert users.pop("casemate-fence.service") == ["casemate-agent"]  # it reads the agent's file and nothing else
     flat = [user for (user,) in users.values()]
     assert len(set(flat)) == len(flat) == len(table.USERS)
     assert set(flat) == {f"casemate-{role}" for role in table.USERS}
 
 
-def test_only_the_agent_reaches_a_network_and_then_only_loopback_and_who_fetches_updates():
+def test_only_the_agent_reaches_a_network_and_then_only_loopback_and_who_fetches_updates_or_speaks_to_a_fleet():
     for unit in SERVICES:
         rows = service_rows(unit)
         if unit is table.AGENT:
@@ -117,6 +118,12 @@ def test_only_the_agent_reaches_a_network_and_then_only_loopback_and_who_fetches
         elif unit is table.UPDATE:
             assert rows["PrivateNetwork"] == ["no"]
             assert {"AF_INET", "AF_INET6"} < set(rows["RestrictAddressFamilies"][0].split())
+        elif unit is table.LINK:
+            assert rows["RestrictAddressFamilies"] == ["AF_UNIX AF_INET AF_INET6"]
+            assert rows["CapabilityBoundingSet"] == [""]
+        elif unit is table.FENCE:  # it changes what may pass, and sends nothing
+            assert rows["RestrictAddressFamilies"] == ["AF_NETLINK"]
+            assert rows["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
         else:
             assert rows["PrivateNetwork"] == ["yes"]
             assert rows["RestrictAddressFamilies"] == ["AF_UNIX"]
@@ -124,14 +131,25 @@ def test_only_the_agent_reaches_a_network_and_then_only_loopback_and_who_fetches
 
 def test_each_process_sees_its_own_part_of_the_home_and_no_other():
     parts = {
-        "agent": {"run"},
+        "agent": {"run", "fleet"},
+        "link": {"link"},
+        "fence": {"fleet"},
         "journal": {"journal"},
         "vault": {"keystore", "models"},
         "gateway": {"apps"},
         "engine": set(),
         "update": {"update"},
     }
-    for unit in (table.AGENT, table.JOURNAL, table.VAULT, table.GATEWAY, table.ENGINE, table.UPDATE):
+    for unit in (
+        table.AGENT,
+        table.JOURNAL,
+        table.VAULT,
+        table.GATEWAY,
+        table.LINK,
+        table.ENGINE,
+        table.UPDATE,
+        table.FENCE,
+    ):
         rows = service_rows(unit)
         bound = " ".join(rows.get("BindPaths", []) + rows["BindReadOnlyPaths"])
         seen = set(re.findall(r"/var/lib/casemate/(\w+)(?!\.json|/)\b", bound)) - {"home"}
