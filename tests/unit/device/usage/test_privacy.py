@@ -23,6 +23,11 @@ def chances(seed):
     return random.Random(seed).randrange
 
 
+def in_turn(throws):
+    left = iter(throws)
+    return lambda _: next(left)
+
+
 @given(st.floats(0.01, 16))
 def test_a_coin_never_costs_more_than_was_asked_for(epsilon):
     coin = Coin.of(epsilon)
@@ -81,7 +86,7 @@ def test_two_values_differ_in_two_bits_of_a_histogram_and_their_odds_are_bounded
     for bucket in range(2):
         seen = {}
         for throws in itertools.product(range(16), repeat=2):
-            mask = oue(bucket, 2, epsilon, lambda _, left=iter(throws): next(left))
+            mask = oue(bucket, 2, epsilon, in_turn(throws))
             seen[mask] = seen.get(mask, 0) + 1
         odds[bucket] = seen
     for mask in odds[0]:
