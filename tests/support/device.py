@@ -96,7 +96,7 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
 
 
 def cli(
-    environ: Mapping[str, str], *arguments: str, check: bool = True, text: str | None = None
+    environ: Mapping[str, str], *arguments: str, check: bool = True, text: str | None = None, within: float = 120
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "casemate", *arguments],
@@ -105,7 +105,7 @@ def cli(
         text=True,
         input=text,
         stdin=None if text is not None else subprocess.DEVNULL,
-        timeout=120,
+        timeout=within,
         check=False,
     )
     if check and done.returncode:

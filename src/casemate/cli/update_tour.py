@@ -72,6 +72,15 @@ class _Site(http.server.SimpleHTTPRequestHandler):
         """Be quiet."""
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """A server to whom a client that was killed is no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing."""
+
+
 class Client:
     """An app that asks all the time; `longest` is its longest silence, in seconds."""
 
@@ -340,7 +349,7 @@ def walk(scratch: Path) -> Iterator[tuple[str, str, Outcome]]:
     tour = UpdateTour(scratch)
     public = str(scratch / "repository" / "public")
     handler = functools.partial(_Site, chunk=tour.asked_chunk.set, directory=public)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tour.url = f"http://127.0.0.1:{server.server_address[1]}/"
         try:

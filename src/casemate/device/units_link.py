@@ -27,6 +27,8 @@ from casemate.formats import ipc
 
 JOIN_WITHIN: Final = 10.0
 TAKE_WITHIN: Final = 60.0
+_UNITLESS: Final = frozenset({"link"})
+"""Roles that have no unit yet: an installation makes no user for them."""
 _JOIN_LIMIT: Final = 1024
 _MAX_HANDSHAKES: Final = 32
 _GONE_WITHIN: Final = 2.0
@@ -260,5 +262,7 @@ def role_uids() -> dict[str, int]:
         try:
             found[role] = pwd.getpwnam(name).pw_uid
         except KeyError:
+            if role in _UNITLESS:
+                continue
             raise OperationError(f"no system user {name}", hint="run `casemate service install`") from None
     return found

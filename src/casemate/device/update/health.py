@@ -29,7 +29,7 @@ def measure(port: Port, generation: Generation, *, seconds: float, deadline: flo
     What could not be measured stays unmeasured, which fails.
     """
     try:
-        status = _when(port, lambda state: bool(state["ready"]), seconds)
+        status = _when(port, lambda state: all(_processes(generation, state).values()), seconds)
         model = _model_of(generation, status)
         answers = tuple(_ask(port, model, smoke.prompt, deadline) for smoke in gate.prompts(generation))
         problem = _guard_problem(port, model, deadline)
@@ -37,7 +37,7 @@ def measure(port: Port, generation: Generation, *, seconds: float, deadline: flo
     except CasemateError as error:
         return Facts(guard_problem=error.message)
     return Facts(
-        processes=_processes(status),
+        processes=_processes(generation, status),
         answers=answers,
         guard=not problem,
         guard_problem=problem,
@@ -63,10 +63,12 @@ def _model_of(generation: Generation, status: dict[str, Any]) -> str:
     return str(status["models"][0]["name"]) if status["models"] else ""
 
 
-def _processes(status: dict[str, Any]) -> dict[str, bool]:
+def _processes(generation: Generation, status: dict[str, Any]) -> dict[str, bool]:
+    """Return what answers. Of engines only the generation's counts: another model that is down is no fault of it."""
     found = {str(row["role"]): row["state"] == "running" for row in status["processes"]}
-    engines = [row["state"] == "ready" for row in status["models"]]
-    return {**found, "engine": bool(engines) and all(engines)}
+    item = generation.item("model")
+    engines = [row["state"] == "ready" for row in status["models"] if item is None or row["name"] == item.name]
+    return {**dict.fromkeys(gate.PROCESSES, False), **found, "engine": bool(engines) and all(engines)}
 
 
 def _ask(port: Port, model: str, prompt: str, deadline: float) -> Answer:
