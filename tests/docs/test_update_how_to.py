@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from support import mirror
 from support.device import environment, running
 from support.updates import Follower
@@ -25,6 +27,7 @@ COMMANDS = [
 SERVER, START = "python3 -m http.server", "casemate up"
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_how_to_work_in_order(tmp_path):
     (tmp_path / "src").symlink_to(ROOT / "src")
     (tmp_path / "SPEC.toml").write_text(next(body for language, body in BLOCKS if language == "toml"))

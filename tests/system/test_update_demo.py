@@ -13,6 +13,7 @@ STEPS = ["release", "first", "trial", "delta", "killed", "bad", "denied", "backw
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_each_step_does_what_it_must(tmp_path):
     done = cli(environment(tmp_path / "home"), "update", "demo", "--json", check=False, within=400)
     rows = [json.loads(line) for line in done.stdout.splitlines()]

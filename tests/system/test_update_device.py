@@ -18,6 +18,8 @@ from support.device import Device, running
 from support.streaming import Streamer, streaming
 from support.updates import Follower, ReleaseHost
 
+pytestmark = pytest.mark.timeout(600)
+
 V1, V2, V3 = (f"model/saffron/{number}.0" for number in (1, 2, 3))
 
 
