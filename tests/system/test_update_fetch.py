@@ -50,7 +50,7 @@ def test_a_kill_costs_at_most_one_chunk(site, tmp_path):
     """Killed again and again at random moments, mid-chunk as well as between: what the server sent is the measure."""
     draw = random.Random(11)
     kills = 0
-    for _ in range(12):
+    for _ in range(7):
         before = site.bytes_of_chunks
         child = start(site, tmp_path)
         child.stdout.readline()

@@ -107,6 +107,20 @@ def verify_part(part: SealedPart, trust: SigningTrust) -> None:
     oms.check_files(verify(signed, trust.roots(), trust.keys()), found)
 
 
+def signed_time(part: SealedPart) -> int:
+    """Return when a sealed part was signed, in seconds since the epoch: true once `verify_part` has accepted it.
+
+    Raises:
+        UntrustedDataError: `signature-log`: it is not signed.
+
+    """
+    try:
+        signed = msgspec.json.decode(part.signature, type=SignedRelease)
+        return msgspec.json.decode(signed.entry, type=LogEntry).time
+    except msgspec.DecodeError as error:
+        raise UntrustedDataError("the release is not signed", check="signature-log") from error
+
+
 def parse_trust(raw: bytes) -> SigningTrust:
     """Read the target `TRUST_PATH`, whose bytes TUF has verified.
 

@@ -200,6 +200,7 @@ def test_a_granted_device_opens_exactly_what_was_released(repository, tmp_path):
     files = {row.path: row.sha256 for row in part.files}
     assert files["tiny.gguf"] == hashlib.sha256((tmp_path / "spec" / "tiny.gguf").read_bytes()).hexdigest()
     signature_log.verify_part(part, sign.trust_of(repository))
+    assert abs(signature_log.signed_time(part) - repository.now()) < 60
     stranger, other = hpke.generate()
     with pytest.raises(NotAuthorisedError):
         grant.open_grant((repository.public / path).read_bytes(), record.id, stranger, other)

@@ -256,6 +256,7 @@ class _Work:
         except UntrustedDataError as error:
             _raise_if_nobodys_word(error)
             raise BadContent(error) from error
+        self._desk.client(self._source).learn_time(signature_log.signed_time(part))
         kinds.require_runtime(item)
         return _Opened(offered, granted, sealed, part, item)
 
