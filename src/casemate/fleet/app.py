@@ -30,7 +30,7 @@ def enrolment_app(fleet: Fleet) -> Starlette:
 
 def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
     """Return what enrolled devices can reach."""
-    app = _app(fleet, [*est.DEVICE_ROUTES, *checkin.ROUTES, *attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES])
+    app = _app(fleet, [*checkin.ROUTES, *est.DEVICE_ROUTES, *attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES])
     app.state.peers = peers
     return app
 

@@ -6,7 +6,6 @@ body is bounded; it raises the errors of `casemate.errors` and never renders one
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import random
@@ -34,7 +33,6 @@ from casemate.fleet.peer import Peer
 from casemate.fleet.states import Use
 from casemate.formats.fleet_api import MAX_BODY
 
-BODY_SECONDS: Final = 20.0
 PROBLEM: Final = "application/problem+json"
 _STATUS: Final[tuple[tuple[type[CasemateError], int], ...]] = (
     (UntrustedDataError, 400),
@@ -115,10 +113,10 @@ async def admit(request: Request, use: Use) -> tuple[Peer, Known]:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body, at most `MAX_BODY` bytes, within `BODY_SECONDS`.
+    """Return the body, at most `MAX_BODY` bytes.
 
     Raises:
-        UntrustedDataError: `body-size`, `body-time`.
+        UntrustedDataError: `body-size`.
 
     """
     declared = request.headers.get("content-length", "")
@@ -128,15 +126,11 @@ async def read_body(request: Request) -> bytes:
         return b""
     parts: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > MAX_BODY:
-                    raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check=_TOO_LARGE)
-                parts.append(part)
-    except TimeoutError:
-        raise UntrustedDataError("the body did not come in time", check="body-time") from None
+    async for part in request.stream():  # the protocol ends a message that does not come in time
+        size += len(part)
+        if size > MAX_BODY:
+            raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check=_TOO_LARGE)
+        parts.append(part)
     return b"".join(parts)
 
 
