@@ -20,6 +20,7 @@ import pytest
 from casemate.device import admin, attach
 from casemate.device.home import Home, owner_of
 from casemate.errors import CasemateError
+from support import updates
 from support.device import deepest_child
 from support.systemd import machine
 
@@ -191,6 +192,46 @@ def test_a_hung_engine_is_pulled_by_its_leash(service):
 def test_a_person_cannot_start_a_second_device_on_the_home(service):
     done = service.host.run("env", f"CASEMATE_HOME={HOME}", sys.executable, "-m", "casemate", "up", check=False)
     assert done.returncode == 6
+
+
+@pytest.mark.timeout(600)
+def test_the_update_unit_follows_a_repository_by_itself(service, tmp_path):
+    """Everything by the units: fetched by the one with a network, made by the vault, switched in turn, judged."""
+    service.wait_ready()
+    release = updates.ReleaseHost(tmp_path / "host")
+    release.init()
+    release.publish(
+        release.build("2.0", security=2, files={"saffron.gguf": updates.other(updates.MODEL.read_bytes(), 0)})
+    )
+    release.offer("model/saffron/2.0")
+    recipient = json.loads(service.cli("device", "key", "show", "--json").stdout)["recipient"]
+    release.grant(recipient, "model/saffron/2.0")
+    shutil.copytree(release.public, service.host.root / "srv/releases")
+    service.host.run("chmod", "-R", "a+rX", "/srv/releases")
+    site = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/srv/releases", "8899"]
+    service.host.run("systemd-run", "--unit=site", *site)
+    assert eventually(lambda: listening(service.host, 8899))
+    url = "http://127.0.0.1:8899/"
+    service.cli("update", "trust", "/srv/releases/metadata/1.root.json", "--url", url)
+    service.host.run("systemctl", "start", "casemate-update.service")
+    state = json.loads(service.cli("update", "status", "--json").stdout)
+    assert (state["state"], state["good"], state["last_error"]) == ("GOOD", 1, "")
+    assert service.status()["models"][0]["container"] == "saffron.g1"
+    assert "Japanese" in service.ask()
+    said = [row["event"]["metadata"]["event_code"] for row in service.events()]
+    assert [code for code in said if code.startswith("update_")][-3:] == [
+        "update_staged",
+        "update_trial",
+        "update_good",
+    ]
+    service.host.run("systemctl", "restart", "casemate.target")
+    service.wait_ready()
+    assert service.status()["models"][0]["container"] == "saffron.g1"
+    service.host.run("systemctl", "stop", "site")
+
+
+def listening(host, port):
+    return host.run("ss", "-ltnH", f"sport = :{port}", check=False).stdout.strip()
 
 
 def test_stopping_is_quick_orderly_and_can_be_taken_back(service):
