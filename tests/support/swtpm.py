@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from casemate.errors import HostError
+from casemate.keystores import tss
+
 needs_swtpm = pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs Debian's swtpm")
 
 _MANUFACTURE = "swtpm_setup --tpm2 --create-ek-cert --create-platform-cert --overwrite --pcr-banks sha256"
@@ -61,8 +64,8 @@ class SoftwareTpm:
         control = Path(f"{self._socket}.ctrl")  # where the TSS looks for it
         parts = {
             "--tpmstate": f"dir={self._state}",
-            "--server": f"type=unixio,path={self._socket}",
-            "--ctrl": f"type=unixio,path={control}",
+            "--server": f"type=unixio,path={self._socket},mode=0666",
+            "--ctrl": f"type=unixio,path={control},mode=0666",
             "--flags": "not-need-init,startup-clear",
         }
         self._process = subprocess.Popen(
@@ -76,6 +79,16 @@ class SoftwareTpm:
             assert self._process.poll() is None, "swtpm ended"
             assert time.monotonic() < deadline, "swtpm did not start"
             time.sleep(0.01)
+        while not self._answers():  # the sockets are there a moment before anybody listens
+            assert time.monotonic() < deadline, "swtpm does not answer"
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        try:
+            with tss.open_tpm(self.tcti):
+                return True
+        except HostError:
+            return False
 
     def power_off(self) -> None:
         if self._process:

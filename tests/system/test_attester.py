@@ -20,6 +20,7 @@ from casemate.fleet.verifier import KnownTpm
 from casemate.formats import evidence, ipc, reference_policy, tpm
 from casemate.formats.evidence import OWN_PCRS
 from casemate.keystores import tss
+from support.device import running
 from support.evidence import AUTHOR, event
 from support.swtpm import needs_swtpm, software_tpm
 
@@ -194,14 +195,30 @@ def test_the_process_measures_quotes_and_gives_a_key_to_whom_the_agent_connected
             await child.stop(2)
 
     measured, refused, quoted, opened_key, got = asyncio.run(talk())
-    assert measured == ipc.Measured(1, 3)
+    assert measured == ipc.Measured(1, 7)
     assert refused.code == "untrusted_data"
     assert (opened_key, got) == (ipc.Opened(4), secret)
     given = evidence.parse(quoted.evidence)
     found = verifier.prove(given, nonce=nonce, known=KnownTpm(public, trusted=True), wanted=WANTED)
-    assert found.events == STACK
+    assert found.events == (*measure.stack_events(), measure.guard_event(), *STACK)
 
 
 def credential(ek_public, ak_public, secret):
     ek, ak = tpm.parse_public(ek_public), tpm.parse_public(ak_public)
     return make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, secret)
+
+
+def test_a_device_measures_what_it_runs_and_what_it_serves(chip, tmp_path):
+    with running(tmp_path / "d" / "home", environ={"CASEMATE_KEYSTORE_TPM": chip.tcti}) as device:
+        log = evidence.parse_log((device.home / "attester" / FILE).read_bytes())
+        events, explained = evidence.replay(log)
+        served = device.status["models"][0]
+        with tss.open_tpm(chip.tcti) as opened:
+            assert opened.pcrs(OWN_PCRS) == explained
+        device.kill("attester")
+        device.wait_ready()
+        assert evidence.parse_log((device.home / "attester" / FILE).read_bytes()) == log
+    kinds = [one.kind for one in events]
+    assert kinds == ["agent", "sandbox", "engine", "guard", "policy", "model"]
+    assert events[-1].name == served["name"]
+    assert f"sha256:{events[-1].digest}" == served["digest"]

@@ -4,7 +4,7 @@ It holds no key, no prompt and no byte of a model: descriptors of decrypted weig
 over a link the agent only made. Losing the agent stops the device (every child dies with it); losing a child is
 repaired here, by the table in `device.supervisor`.
 
-    start     journal -> link -> vault + gateway -> one engine per model (until it is up, the gateway says 503 for it)
+    start     journal -> attester -> link -> vault + gateway -> one engine per model (until then the gateway says 503)
     stop      gateway (drains) -> engines -> vault -> journal, within five seconds
 
 A member of a fleet whose orders say so starts journal and link only, and serves when it is released.
@@ -42,6 +42,7 @@ from casemate.errors import CasemateError, HostError, OperationError
 from casemate.formats import event, ipc
 
 if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
+    from casemate.device.attest import Attestation
     from casemate.device.fleet.destroy import Destroyed
     from casemate.device.fleet.fence import Gate
     from casemate.device.fleet.membership import Member
@@ -74,6 +75,7 @@ class Agent:
         self._upkeep = Upkeep(self)
         self._respondent: Respondent | None = None
         self._proofs: dict[int, asyncio.Future[ipc.LogProven]] = {}
+        self._attestation: Attestation | None = None
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._held = False
         self._stopping = asyncio.Event()
@@ -101,6 +103,7 @@ class Agent:
             self._keep("journal", self._start_journal)
             await admin.start()
             await upkeep.start()
+            await self._begin_measuring()
             await self._join(self.plan.member)
             if self._respondent is None or self._respondent.may_serve:
                 await self._begin_serving()
@@ -247,13 +250,8 @@ class Agent:
     async def _on_message(self, child: ChildProcess, message: Any) -> None:
         if isinstance(message, ipc.Pong):
             child.ponged(message)
-        elif isinstance(message, ipc.LogProven):
-            proof = self._proofs.pop(message.id, None)
-            if child.role == "journal" and proof and not proof.done():
-                proof.set_result(message)
-        elif isinstance(message, ipc.FromLinkProcess):
-            if child.role == "link" and self._respondent:
-                self.spawn(self._respondent.heard(message))
+        elif isinstance(message, ipc.LogProven | ipc.FromLinkProcess | ipc.FromAttester):
+            self._on_word_from_outside(child, message)
         elif isinstance(message, ipc.Loaded | ipc.LoadFailed | ipc.FromVault):
             await self._vault_replies.put(message)
         elif isinstance(message, ipc.Rehearsed):
@@ -262,6 +260,22 @@ class Agent:
             stuck = self.engines[message.model].child
             if stuck:
                 stuck.kill()
+
+    def _on_word_from_outside(
+        self, child: ChildProcess, message: ipc.LogProven | ipc.FromLinkProcess | ipc.FromAttester
+    ) -> None:
+        """Take what journal, fleet or TPM say; each only from the process that may say it."""
+        if isinstance(message, ipc.LogProven):
+            proof = self._proofs.pop(message.id, None)
+            if child.role == "journal" and proof and not proof.done():
+                proof.set_result(message)
+        elif isinstance(message, ipc.FromAttester):
+            if child.role == "attester" and self._attestation:
+                self._attestation.heard(message)
+        elif child.role == "link" and self._respondent:
+            self.spawn(self._respondent.heard(message))
+            if isinstance(message, ipc.Contact) and message.attest_wanted and self._attestation:
+                self.spawn(self._attestation.judge(self._respondent))
 
     async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
         child = await start_child(
@@ -402,6 +416,8 @@ class Agent:
             try:
                 loading.result()
                 vault_end.close()
+                if self._attestation and engine.digest:
+                    await self._attestation.measure_model(engine.model.name, engine.digest)
                 await wait_ready(child, self.plan.settings["engine.load_deadline"])
             except ChildDied:
                 engine.child = None
@@ -492,6 +508,25 @@ class Agent:
         """Post *message* to the gateway; one that is gone is told when it is back."""
         with contextlib.suppress(KeyError, ChannelClosed):
             self.children["gateway"].link.post(message, [link.fileno()] if link else [])
+
+    # -- the TPM (`device.attest` decides, this starts processes) ---------------------------------------------------
+
+    async def _begin_measuring(self) -> None:
+        """Start the attester where there is a TPM: what runs and by which policies is measured before it is used."""
+        if not self.plan.settings["keystore.tpm"]:
+            return
+        from casemate.device.attest import Attestation  # noqa: PLC0415 - a device without a TPM needs none of it
+
+        self._attestation = Attestation()
+        self.policies["attester"] = RestartPolicy()
+        await self._start_attester()
+        self._keep("attester", self._start_attester)
+        await self._attestation.measure_policies(self.plan.policies)
+
+    async def _start_attester(self) -> None:
+        assert self._attestation
+        child = await self._start("attester", {"tpm": self.plan.settings["keystore.tpm"]}, {})
+        self._attestation.started(child)
 
     # -- the fleet (`device.respond` decides, this carries out) --------------------------------------------------------
 
@@ -671,9 +706,14 @@ class Agent:
                 for role, child in self.children.items()
             ],
             "assurance": self.assurance,
-            "fleet": self._respondent.status() if self._respondent else None,
+            "fleet": self._fleet_status(),
             "notes": dict(self.plan.notes),
         }
+
+    def _fleet_status(self) -> dict[str, Any] | None:
+        if self._respondent is None:
+            return None
+        return {**self._respondent.status(), **(self._attestation.result if self._attestation else {})}
 
     def _model_state(self, engine: Engine) -> str:
         if self._held:

@@ -93,6 +93,14 @@ class AppStore:
         self._directory = home.apps
         self._clock = clock or SystemClock()
 
+    def policy_digests(self) -> dict[str, str]:
+        """Return the SHA-256 (hex) of each app's policy file, broken ones too (no file, as an empty one: defaults)."""
+        found = {}
+        for app in self.records():
+            path = self.policy_path(app.name)
+            found[app.name] = hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+        return found
+
     def records(self) -> list[AppRecord]:
         """Return every app, by name.
 

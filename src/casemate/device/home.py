@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import grp
 import os
 import pwd
 import secrets
@@ -76,8 +77,18 @@ def owner_of(role: str) -> Owner | None:
         entry = pwd.getpwnam(f"casemate-{role}")
     except KeyError:
         number = _UID_BASE + ROLES.index(role)
-        return Owner(number, number)
-    return Owner(entry.pw_uid, entry.pw_gid)
+        found = Owner(number, number)
+    else:
+        found = Owner(entry.pw_uid, entry.pw_gid)
+    return Owner(found.uid, _tpm_group(found.gid)) if role == "attester" else found
+
+
+def _tpm_group(otherwise: int) -> int:
+    """Return the group that may open the TPM's device node, where the system has one."""
+    try:
+        return grp.getgrnam("tss").gr_gid
+    except KeyError:
+        return otherwise
 
 
 def shown_to(role: str) -> Owner | None:

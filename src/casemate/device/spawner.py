@@ -33,7 +33,7 @@ from casemate.device.process import drop_privileges, harden
 from casemate.errors import CasemateError, HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
-CORE_ROLES: Final = frozenset({"journal", "vault", "gateway", "link", "update"})
+CORE_ROLES: Final = frozenset({"journal", "vault", "gateway", "link", "update", "attester"})
 _LINKS: Final = {"engine": 3}
 _STOP_WITHIN: Final = 8.0
 _MOST_PROCESSES: Final = 64

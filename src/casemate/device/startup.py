@@ -96,6 +96,7 @@ def prepare(
             models=found.models,
             **open_doors(held, settings),
             owner_public=found.owner_public,
+            policies=found.policies,
             unlock=_opened(held, unlock),
             notes={"version": __version__, "recovery": found.recovery},
             announce=person.announce,
@@ -121,6 +122,7 @@ class _Found(msgspec.Struct):
     models: tuple[ServedModel, ...]
     owner_public: str
     recovery: bool
+    policies: dict[str, str] = {}
 
 
 def _with_secrets(
@@ -135,7 +137,8 @@ def _with_secrets(
     served = resolve_models(home, wanted, recorded, sources, person, boot=boot)
     default_app(home, show_key=person.show_key, say=person.say)
     keys = keystores.describe(home, sources)
-    return _Found(served, base64.b64encode(keys.owner_public).decode(), keys.recovery), sources.descriptors()
+    found = _Found(served, base64.b64encode(keys.owner_public).decode(), keys.recovery, AppStore(home).policy_digests())
+    return found, sources.descriptors()
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from casemate.device.attester import measure
 from casemate.device.attester.book import Book
 from casemate.device.channel import ChannelClosed
 from casemate.device.process import Child, boot
@@ -29,9 +30,10 @@ class Attester:
         self._book = book
 
     def begin(self) -> dict[str, Any]:
-        """Open the log; returns what `casemate status` shows."""
+        """Open the log and measure what runs; returns what `casemate status` shows."""
         with tss.open_tpm(self._tcti) as chip:
             self._book.open(chip)
+            self._book.measure(chip, (*measure.stack_events(), measure.guard_event()))
             software = chip.is_software
         return {"measured": len(self._book.log), "software_tpm": software, "broken": self._book.broken}
 

@@ -1,0 +1,142 @@
+"""The agent's side of attestation: what is measured when, and the talk between the attester and the fleet.
+
+    start     attester measures what runs, agent has the policies measured        before the vault unlocks anything
+    a model   loaded by the vault, measured                                       before the gateway may reach it
+    asked     challenge from the fleet -> quote by the attester -> evidence back  the fleet judges, nobody here does
+
+Evidence is shown to the fleet as it is; a fleet that cannot be reached changes nothing here, and what it affirmed ends
+by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from casemate.device.attester import measure
+from casemate.device.channel import ChannelClosed
+from casemate.device.children import ChildDied, ChildProcess
+from casemate.errors import CasemateError, OperationError
+from casemate.formats import fleet_api, ipc
+from casemate.formats.evidence import Event, EventKind
+
+WITHIN: Final = 30.0
+"""Seconds a TPM may take: a discrete one is slow, and a command may be using it."""
+_OK: Final = 200
+
+
+class Fleet(Protocol):
+    """What is asked of whoever speaks to the fleet (`device.respond.Respondent`)."""
+
+    async def post(self, path: str, body: bytes, deadline: float = 30.0) -> ipc.Posted:
+        """Post *body*; status 0 when nobody answered."""
+        ...
+
+
+class Attestation:
+    """One device's attester, as the agent uses it."""
+
+    def __init__(self) -> None:
+        """Know nothing yet: `started` brings the process."""
+        self._child: ChildProcess | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[ipc.FromAttester]] = {}
+        self._turn = asyncio.Lock()
+        self.result: dict[str, Any] = {}
+
+    def started(self, child: ChildProcess) -> None:
+        """Use *child* from now on; who waits for the one before gets no answer."""
+        self._child = child
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(OperationError("the attester ended before it answered"))
+
+    def heard(self, message: ipc.FromAttester) -> None:
+        """Take an answer of the attester."""
+        future = self._waiting.get(message.id)
+        if future and not future.done():
+            future.set_result(message)
+
+    async def measure_policies(self, policies: Mapping[str, str]) -> None:
+        """Measure the policy of each app (SHA-256 of its file, in hex).
+
+        Raises:
+            ChildDied: it could not be measured: it may not be used.
+
+        """
+        await self._measure([Event(EventKind.POLICY, app, "", digest) for app, digest in sorted(policies.items())])
+
+    async def measure_model(self, name: str, digest: str) -> None:
+        """Measure a model that the vault has proven.
+
+        Raises:
+            ChildDied: it could not be measured: it may not be served.
+
+        """
+        await self._measure([measure.model_event(name, digest)])
+
+    async def judge(self, fleet: Fleet) -> None:
+        """Answer a challenge of the fleet and keep what it came to; one at a time."""
+        if self._turn.locked():
+            return
+        async with self._turn:
+            try:
+                self.result = await self._judge(fleet)
+            except CasemateError as error:
+                self.result = {**self.result, "attestation": f"failed: {error.message}"}
+
+    async def _judge(self, fleet: Fleet) -> dict[str, Any]:
+        asked = await fleet.post("attest/challenge", b"{}")
+        if asked.status != _OK:
+            raise OperationError(f"the fleet gave no challenge ({asked.status})")
+        challenge = fleet_api.parse(asked.body, fleet_api.Challenge)
+        quoted = await self._ask(ipc.Quote(self._next(), challenge.nonce, challenge.pcrs))
+        if not isinstance(quoted, ipc.Quoted):
+            raise OperationError("the attester did not quote")
+        shown = await fleet.post("attest/evidence", quoted.evidence)
+        if shown.status != _OK:
+            raise OperationError(f"the fleet took no evidence ({shown.status})")
+        answer = fleet_api.parse(shown.body, fleet_api.AttestAnswer)
+        return {
+            "attestation": answer.status,
+            "attested_assurance": answer.assurance,
+            "attested_until": int(answer.expires),
+            "attestation_reasons": list(answer.reasons),
+        }
+
+    async def _measure(self, events: list[Event]) -> None:
+        if not events:
+            return
+        rows = tuple(msgspec.to_builtins(event) for event in events)
+        try:
+            await self._ask(ipc.Measure(self._next(), rows))
+        except CasemateError as error:
+            raise ChildDied(f"not measured: {error.message}", error=error) from error
+
+    def _next(self) -> int:
+        return next(self._numbers)
+
+    async def _ask(self, request: ipc.ToAttester) -> ipc.FromAttester:
+        """Return the attester's answer.
+
+        Raises:
+            OperationError: it refused, ended or was too slow.
+
+        """
+        if self._child is None:
+            raise OperationError("the attester does not run")
+        answer = self._waiting[request.id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._child.link.send(request)
+            found: ipc.FromAttester = await asyncio.wait_for(answer, WITHIN)
+        except (ChannelClosed, TimeoutError) as error:
+            raise OperationError("the attester did not answer") from error
+        finally:
+            del self._waiting[request.id]
+        if isinstance(found, ipc.AttesterRefused):
+            raise OperationError(found.message, hint=found.hint)
+        return found
