@@ -32,7 +32,7 @@ from support.swtpm import software_tpm
 
 ROUNDS = 5
 TIMES = 400
-EVENTS = 40
+EVENTS = 8  # agent, sandbox, engine, guard, and two each of policies and models
 
 
 def cpu_of(action: Callable[[], object]) -> float:
@@ -58,7 +58,8 @@ def main() -> None:
                 opened.extend(record.pcr, bytes.fromhex(record.digests[0].digest))
             pcrs = frozenset({0, 7}) | OWN_PCRS
             values = opened.pcrs(pcrs)
-            raw = evidence.encode(evidence.UntrustedEvidence(1, nonce, *opened.quote(nonce, pcrs), values, log))
+            given = evidence.UntrustedEvidence(1, nonce, *opened.quote(nonce, pcrs), values, log)
+            raw = evidence.encode(given)
     known = KnownTpm(ak, trusted=True)
     firmware = {index: values[index] for index in (0, 7)}
     policy = verified(tuple(evidence.replay(log)[0]), firmware=firmware, issued=0, expires=1 << 40)
@@ -88,9 +89,13 @@ def main() -> None:
         with aead.unwrap(broker, wrapped, b"model") as opened_key:
             return make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, name, opened_key.reveal())
 
+    public, signature, attest = tpm.parse_public(ak), tpm.parse_signature(given.signature), given.attest
+    check = cpu_of(lambda: tpm.is_signed(public.key, signature, attest))
     judged, sealed = cpu_of(judge), cpu_of(release)
     rows = [
-        Row(f"verify a quote and judge {EVENTS} events", judged, "ms CPU", goal="<= 0.2", met=judged <= 0.2),
+        Row(
+            f"verify a quote and judge {EVENTS} events", judged, "ms CPU", "ECDSA alone", check, "<= 0.2", judged <= 0.2
+        ),
         Row("make and sign the result", cpu_of(result), "ms CPU"),
         Row("decide, unwrap and seal a model's key", sealed, "ms CPU", goal="<= 1", met=sealed <= 1),
     ]

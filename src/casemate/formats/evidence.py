@@ -16,6 +16,7 @@ when its replay is what the TPM signed: `fleet.verifier` decides. Reading decide
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -143,7 +144,9 @@ def replay(log: Iterable[Record]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
     return tuple(events), values
 
 
+@functools.lru_cache(maxsize=8192)
 def _read_event(content: bytes, pcr: int) -> Event:
+    """Read and check an event; devices of a fleet measure the same things, so most were read before."""
     try:
         event = _events.decode(content)
     except _BROKEN as error:

@@ -8,6 +8,7 @@ early, goes on after its end or has a value this project has no use for is refus
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from typing import Final
 
@@ -72,8 +73,9 @@ class TpmSignature:
     parts: tuple[bytes, ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_public(data: bytes) -> TpmPublic:
-    """Read a TPMT_PUBLIC of an RSA or ECC key.
+    """Read a TPMT_PUBLIC of an RSA or ECC key. A device shows the same key every time: it is kept.
 
     Raises:
         UntrustedDataError: `tpm-public`, or `tpm-key` when the key itself is none.
