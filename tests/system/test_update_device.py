@@ -198,9 +198,17 @@ def test_a_policy_and_an_app_come_with_the_generation(host, server, device):
         with streaming(ask):
             until(lambda: ask.failures)
         assert "context_length_exceeded" in ask.failures[0] or "too long" in ask.failures[0], ask.failures[0]
-    page = device.home / "update" / "gen" / "2" / "app" / "index.html"
-    assert page.read_bytes() == b"<h1>hello</h1>\n"
-    assert page.stat().st_mode & 0o111 == 0
+        page = device.home / "update" / "gen" / "2" / "app" / "index.html"
+        assert page.read_bytes() == b"<h1>hello</h1>\n"
+        assert page.stat().st_mode & 0o111 == 0
+        assert up.cli("model", "rm", "saffron.g1", "--yes", check=False).returncode == 11
+        # back, by hand: the app's own policy holds again
+        assert device.update("rollback", "--yes")["generation"] == 1
+        again = Streamer(up.endpoint, up.key, question="hello " * 200)
+        with streaming(again):
+            until(lambda: again.answers or again.failures)
+        assert again.failures == []
+        device.update("rollback", "--yes", exit_code=5)
 
 
 STRICT = b"schema = 1\nmax_input_tokens = 50\nrequests_per_minute = 0\n"

@@ -33,6 +33,7 @@ from casemate.errors import (
     CasemateError,
     NotFoundError,
     OperationError,
+    PolicyDeniedError,
     UntrustedDataError,
     UsageError,
 )
@@ -46,6 +47,7 @@ from casemate.keystores import Sources, UnlockedKeystore
 ShowProgress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """As `cli.output.progress`: (total bytes, label) -> a context that yields advance(bytes)."""
 
+_GENERATION: Final = re.compile(r"\.g[1-9][0-9]{0,15}\Z")  # how updates call the containers they make
 _LICENCE: Final = re.compile(r"[\x20-\x7e]{0,64}\Z")
 
 
@@ -389,10 +391,15 @@ def remove_model(home: Home, name: str) -> None:
 
     Raises:
         NotFoundError: there is none of that name.
+        PolicyDeniedError: a generation may need it.
 
     """
     path = store.path_of(home, name)
     info = show_model(home, name)
+    if _GENERATION.search(name) and (home.path / "update" / "state").exists():
+        raise PolicyDeniedError(
+            f"{name!r} belongs to an update", hint="updates remove what they no longer need: `casemate update status`"
+        )
     try:
         path.unlink()
         containers.remove_records(path)

@@ -1,0 +1,142 @@
+"""A trial from arming to good, or back: what is decided is durable first, and what served before serves again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casemate.device.update import desk as desks
+from casemate.device.update import health, trial
+from casemate.device.update.floors import FileFloorStore, Floors
+from casemate.errors import OperationError, UntrustedDataError
+from support.generations import Hand, generation
+
+SETTINGS = {"update.soak": 1000, "engine.load_deadline": 0.01, "engine.deadline": 1}
+
+
+class Device:
+    """The other end of the link: which container serves, what was said and recorded."""
+
+    def __init__(self, *containers: str) -> None:
+        self.running = True
+        self.there = list(containers)
+        self.serving = containers[0] if containers else ""
+        self.answer = "eat pasta there"
+        self.refuses: UntrustedDataError | None = None
+        self.events: list[str] = []
+        self.at_switch: list[tuple[str, Any]] = []
+        self.state: Any = None
+
+    def containers(self) -> tuple[str, ...]:
+        return tuple(self.there)
+
+    def remove_container(self, name: str) -> None:
+        self.there.remove(name)
+
+    def record(self, *events: dict[str, Any]) -> None:
+        self.events += [event["metadata"]["event_code"] for event in events]
+
+    def serve(self, name: str, container: str) -> dict[str, Any]:
+        self.at_switch.append((container, self.state()))
+        if self.refuses and container.endswith(".g1"):
+            raise self.refuses
+        self.serving = container
+        return {"way": "beside", "seconds": 0.1}
+
+    def drop(self, name: str) -> None:
+        self.serving = ""
+
+    def take_policy(self, apps: Any, guard: bytes) -> None:
+        pass
+
+    def status(self) -> dict[str, Any]:
+        core = [{"role": role, "state": "running"} for role in ("vault", "gateway", "journal")]
+        return {"processes": core, "models": [{"name": "saffron", "state": "ready", "memory_mib": 1.0}]}
+
+    def rehearse(self, model: str, prompt: str, **_: Any) -> dict[str, Any]:
+        attack = prompt == health.ATTACK
+        return {"text": self.answer, "error": "content_filter" if attack else "", "first_token": 0.01}
+
+
+def staged(root: Path, device: Device) -> desks.Desk:
+    """Return the desk of *device* with a first generation staged."""
+    FileFloorStore(root).begin(Floors())
+    settings: Any = SETTINGS
+    desk = desks.Desk(root, settings, device, recipient="", clock=Hand())  # type: ignore[arg-type]
+    record, files = generation(1, 1)
+    desk.store.checked(record.content_digest, ["saffron"])
+    device.there.append("saffron.g1")
+    desk.store.fetching()
+    desk.store.stage(record, files)
+    device.state = lambda: str(desk.store.state().phase)
+    return desk
+
+
+def test_a_good_generation_is_kept_and_recorded(tmp_path: Path) -> None:
+    device = Device("saffron")
+    desk = staged(tmp_path, device)
+    assert trial.arm(desk) == 1
+    done = trial.try_out(desk)
+    assert (done.state, done.way, device.serving) == ("GOOD", "beside", "saffron.g1")
+    assert device.events == ["update_trial", "update_good"]
+    assert device.at_switch == [("saffron.g1", "TRIAL")], "the try was not durable before the switch"
+
+
+def test_a_wrong_answer_goes_back_to_what_was_there_by_hand(tmp_path: Path) -> None:
+    device = Device("saffron")
+    device.answer = "soup"
+    desk = staged(tmp_path, device)
+    trial.arm(desk)
+    with pytest.raises(OperationError, match="health gate"):
+        trial.try_out(desk)
+    assert device.serving == "saffron"
+    assert device.at_switch[-1] == ("saffron", "ROLLED_BACK"), "it was told before it was decided"
+    assert device.events == ["update_trial", "update_rolled_back"]
+    assert device.there == ["saffron"], "the container of a denied generation stays"
+
+
+def test_with_nothing_before_it_nothing_serves(tmp_path: Path) -> None:
+    device = Device()
+    device.answer = "soup"
+    desk = staged(tmp_path, device)
+    trial.arm(desk)
+    with pytest.raises(OperationError):
+        trial.try_out(desk)
+    assert device.serving == ""
+
+
+def test_a_model_that_is_refused_is_denied_and_keeps_its_check(tmp_path: Path) -> None:
+    device = Device("saffron")
+    device.refuses = UntrustedDataError("changed", check="container-chunk")
+    desk = staged(tmp_path, device)
+    trial.arm(desk)
+    with pytest.raises(UntrustedDataError) as caught:
+        trial.try_out(desk)
+    assert caught.value.check == "container-chunk"
+    assert (str(desk.store.state().phase), device.serving) == ("ROLLED_BACK", "saffron")
+
+
+def test_a_start_judges_the_trial_that_it_is(tmp_path: Path) -> None:
+    device = Device("saffron")
+    desk = staged(tmp_path, device)
+    trial.arm(desk)
+    desk.store.boot()
+    trial.settle(desk)
+    assert str(desk.store.state().phase) == "GOOD"
+    assert device.serving == "saffron.g1", "a trial was judged that did not serve"
+
+
+def test_the_soak_ends_by_time_or_by_a_person(tmp_path: Path) -> None:
+    device = Device("saffron")
+    desk = staged(tmp_path, device)
+    trial.arm(desk)
+    trial.try_out(desk)
+    assert not trial.end_soak(desk)
+    clock: Any = desk.clock
+    clock.now += SETTINGS["update.soak"] + 1
+    assert trial.end_soak(desk)
+    assert desk.floors.read().security == {"app/saffron": 1, "model/saffron": 1}
+    assert device.events[-1] == "update_floor_raised"
+    assert trial.confirm(desk).generation == 1
