@@ -37,7 +37,7 @@ class Machine:
     """Stands where the agent's processes are: says what was done to them."""
 
     def __init__(self, home: Home, clock_off: float = 0.0) -> None:
-        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=")
+        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", models=())
         self.clock = SimpleNamespace(wall=lambda: SIGNED + clock_off, monotonic=lambda: 5.0)
         self.ready = True
         self.serving, self.fenced, self.destroyed = True, False, 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -42,6 +44,12 @@ def run(net, environ, *arguments, code=0):
     return json.loads(done.stdout)
 
 
+def stored_sets(server) -> list[int]:
+    """Return how many items each stored inventory has."""
+    with contextlib.closing(sqlite3.connect(f"file:{server.directory / 'fleet.db'}?mode=ro", uri=True)) as database:
+        return [count for (count,) in database.execute("SELECT count FROM package_set")]
+
+
 def test_enrol_quarantine_release_wipe(net, tmp_path):
     tmp_path.chmod(0o755)
     server = Server(tmp_path / "fleet")
@@ -57,6 +65,7 @@ def test_enrol_quarantine_release_wipe(net, tmp_path):
             until(lambda: (up.refresh()["fleet"] or {}).get("contact"))
             state = until(lambda: (found := server.device("till-1"))["last_seen"] and found)
             assert state["state"] == "enrolled"
+            until(lambda: stored_sets(server))
             began = time.monotonic()
             server.cli("device", "quarantine", "till-1", "--reason", "seen in another town")
             until(lambda: "table inet casemate_quarantine" in net.run("nft", "list", "ruleset").stdout)

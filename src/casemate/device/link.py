@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,7 @@ REPORT_WITHIN: Final = 10.0
 POSTS: Final = frozenset({"inventory", "attest/challenge", "attest/evidence", "journal/checkpoint", "keys/release"})
 """Where the agent may have something posted; `keys/<model>/release` counts as `keys/release`."""
 MAX_COMMANDS: Final = 16
+_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _OK: Final = 200
 _NO_CONTENT: Final = 204
 _REFUSED: Final = frozenset({401, 403, 410})
@@ -173,6 +175,8 @@ class Link:
             )
         )
         for delivery in answer.commands[:MAX_COMMANDS]:
+            if not _NAME.match(delivery.id):
+                continue  # it becomes part of a path
             self.tell(ipc.Ordered(name=delivery.id, envelope=delivery.envelope, server_time=answer.server_time))
         return answer.next_checkin_s
 

@@ -18,7 +18,7 @@ import msgspec
 
 from casemate import __version__
 from casemate.clock import Clock
-from casemate.device.fleet import health, orders
+from casemate.device.fleet import health, orders, stock
 from casemate.device.fleet.destroy import Destroyed
 from casemate.device.fleet.fence import Gate
 from casemate.device.fleet.membership import Member
@@ -26,7 +26,7 @@ from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.fleet.testimony import Testimony
 from casemate.device.plan import DevicePlan
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
-from casemate.formats import envelope, event, ipc
+from casemate.formats import envelope, event, fleet_api, ipc
 from casemate.formats.envelope import Verb, VerifiedCommand
 from casemate.formats.tlog import VerifierKey
 
@@ -111,6 +111,8 @@ class Respondent:
         self._gone = asyncio.Event()
         self._testimony = Testimony(agent, self.post, VerifierKey.parse(member.witness))
         self.contact: dict[str, Any] = {}
+        found = stock.take(agent.plan.models)
+        self._inventory = stock.digest(found), fleet_api.encode(found)
 
     # -- what the agent asks
 
@@ -179,6 +181,7 @@ class Respondent:
             "clock": self._agent.clock.wall(),
             "sequence": self.orders.sequence,
             "health": health.gather(),
+            "inventory": self._inventory[0],
         }
 
     async def _contacted(self, message: ipc.Contact) -> None:
@@ -199,6 +202,11 @@ class Respondent:
         if self.orders.owed:
             self._answer()
         self._agent.spawn(self._testimony.give())
+        if message.inventory_wanted:
+            self._agent.spawn(self._send_inventory())
+
+    async def _send_inventory(self) -> None:
+        await self.post("inventory", self._inventory[1])
 
     # -- obeying
 

@@ -1,0 +1,65 @@
+"""The inventory: what is installed, named like the server names it; and the numbers of a check-in."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate.device.fleet import health, stock
+from casemate.device.plan import ServedModel
+from casemate.formats import fleet_api
+from casemate.formats.fleet_api import Item
+
+STATUS = """Package: nftables
+Status: install ok installed
+Version: 1.0.6-2
+
+Package: gone
+Status: deinstall ok config-files
+Version: 1
+
+Package: half
+Status: install ok installed
+
+"""
+
+
+def test_installed_packages_and_models_are_listed_once_and_removed_ones_are_not(tmp_path):
+    (tmp_path / "status").write_text(STATUS)
+    found = stock.take([ServedModel("saffron", "", container="saffron.g2")], tmp_path / "status")
+    assert Item("dpkg", "nftables", "1.0.6-2") in found.items
+    assert Item("model", "saffron", "saffron.g2") in found.items
+    assert Item("python", "msgspec", version("msgspec")) in found.items
+    assert not [item for item in found.items if item.name in {"gone", "half"}]
+    assert len(set(found.items)) == len(found.items)
+
+
+def test_the_set_has_the_name_that_the_server_gives_it(tmp_path):
+    found = stock.take([], tmp_path / "missing")
+    body = fleet_api.encode(found)
+    there = fleet_api.canonical_inventory(fleet_api.parse(body, fleet_api.Inventory))
+    assert stock.digest(found) == hashlib.sha256(there).hexdigest()
+    assert len(body) < fleet_api.MAX_BODY
+
+
+@given(st.binary(max_size=400))
+def test_a_damaged_record_of_packages_is_survived(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("dpkg") / "status"
+    path.write_bytes(b"Package: a\nStatus: install ok installed\nVersion: " + data)
+    fleet_api.encode(stock.take([], path))
+
+
+def test_health_fits_a_check_in(tmp_path):
+    zone = tmp_path / "thermal_zone0"
+    zone.mkdir()
+    (zone / "temp").write_text("48250\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 400 kB\n")
+    found = msgspec.convert(health.gather(tmp_path, tmp_path / "meminfo"), fleet_api.Health)
+    assert (found.temperature_c, found.memory_used) == (48.2, 600 * 1024)
+    (tmp_path / "meminfo").write_text("nonsense")
+    (zone / "temp").write_text("hot")
+    assert msgspec.convert(health.gather(tmp_path, tmp_path / "meminfo"), fleet_api.Health).memory_used == 0
