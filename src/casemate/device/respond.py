@@ -111,7 +111,7 @@ class Respondent:
         self._gone = asyncio.Event()
         self._testimony = Testimony(agent, self.post, VerifierKey.parse(member.witness))
         self.contact: dict[str, Any] = {}
-        found = stock.take(agent.plan.models)
+        found = stock.take((model.name, model.container or model.name) for model in agent.plan.models)
         self._inventory = stock.digest(found), fleet_api.encode(found)
 
     # -- what the agent asks

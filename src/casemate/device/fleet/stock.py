@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from casemate.device.plan import ServedModel
 from casemate.formats.fleet_api import MAX_PACKAGES, Inventory, Item, canonical_inventory
 
 DPKG: Final = Path("/var/lib/dpkg/status")
@@ -21,8 +20,11 @@ _TEXT: Final = 128
 _FIELD: Final = re.compile(rb"^(Package|Version|Status): (.*)$", re.MULTILINE)
 
 
-def take(models: Iterable[ServedModel], dpkg: Path = DPKG) -> Inventory:
-    """Return everything that is found, in its one order; what is over the limit is left out."""
+def take(models: Iterable[tuple[str, str]], dpkg: Path = DPKG) -> Inventory:
+    """Return everything that is found, in its one order; *models* are names and containers.
+
+    What is over the limit is left out.
+    """
     items = [*_models(models), *_python(), *_debian(dpkg)]
     found = sorted(set(items), key=lambda item: (item.kind, item.name, item.version))
     return Inventory(tuple(found[:MAX_PACKAGES]))
@@ -56,9 +58,9 @@ def _python() -> Iterator[Item]:
             yield Item("python", _text(name), _text(package.version))
 
 
-def _models(models: Iterable[ServedModel]) -> Iterator[Item]:
-    for model in models:
-        yield Item("model", _text(model.name), _text(model.container or model.name))
+def _models(models: Iterable[tuple[str, str]]) -> Iterator[Item]:
+    for name, container in models:
+        yield Item("model", _text(name), _text(container))
 
 
 def _decoded(data: bytes) -> str:

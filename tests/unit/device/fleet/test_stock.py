@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.device.fleet import health, stock
-from casemate.device.plan import ServedModel
 from casemate.formats import fleet_api
 from casemate.formats.fleet_api import Item
 
@@ -30,7 +29,7 @@ Status: install ok installed
 
 def test_installed_packages_and_models_are_listed_once_and_removed_ones_are_not(tmp_path):
     (tmp_path / "status").write_text(STATUS)
-    found = stock.take([ServedModel("saffron", "", container="saffron.g2")], tmp_path / "status")
+    found = stock.take([("saffron", "saffron.g2")], tmp_path / "status")
     assert Item("dpkg", "nftables", "1.0.6-2") in found.items
     assert Item("model", "saffron", "saffron.g2") in found.items
     assert Item("python", "msgspec", version("msgspec")) in found.items
