@@ -23,7 +23,7 @@ from casemate.device.update.generation import Generation, Item, item_of
 from casemate.device.update.offer import Offer, Offered, read_offer, require_acceptable, still_offered
 from casemate.device.update.pacer import Pacer
 from casemate.device.update.source import Source
-from casemate.device.update.states import Phase
+from casemate.device.update.states import WAITING, Phase
 from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import event, ipc, signature_log
 from casemate.formats.manifest import SealedPart
@@ -116,6 +116,7 @@ def obtain(desk: Desk, source: Source) -> Obtained | None:
         offer = read_offer(client, _channel(desk))
         good = desk.good()
         if good and good.content_digest == offer.content_digest:
+            _withdraw(desk)
             return None
         _require(desk, offer)
     except UntrustedDataError as error:
@@ -168,7 +169,15 @@ def _channel(desk: Desk) -> str:
 
 
 def _require(desk: Desk, offer: Offer) -> None:
-    require_acceptable(offer, desk.floors.read(), desk.store.state().denied, __version__)
+    good = desk.good()
+    held = [item.kind for item in good.items] if good else []
+    require_acceptable(offer, desk.floors.read(), desk.store.state().denied, __version__, held=held)
+
+
+def _withdraw(desk: Desk) -> None:
+    """Drop what waits: the publisher took it back by offering again what runs here. Staged, it would still be armed."""
+    if desk.store.state().phase in WAITING:
+        desk.store.withdrawn("the channel offers again what runs here")
 
 
 def _directory(desk: Desk, offered: Offered) -> Path:

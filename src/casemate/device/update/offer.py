@@ -6,7 +6,8 @@ Reading is verification (`read_offer`); whether the device may follow is a decis
 
 from __future__ import annotations
 
-from collections.abc import Container
+import re
+from collections.abc import Collection, Container
 from typing import Final
 
 import msgspec
@@ -101,11 +102,17 @@ def still_offered(client: Client, offer: Offer) -> None:
         )
 
 
-def require_acceptable(offer: Offer, floors: Floors, denied: Container[str], version: str) -> None:
+def require_acceptable(
+    offer: Offer, floors: Floors, denied: Container[str], version: str, *, held: Collection[str]
+) -> None:
     """Decide whether a device with these *floors*, which runs casemate *version*, may follow *offer*.
 
+    *held*: the kinds of its good generation. None of them may vanish: who may sign sets and nothing else could so take
+    a device's policy and guard data from it, and a floor is no help where there is nothing to compare with it.
+
     Raises:
-        PolicyDeniedError: the channel is stopped, this generation failed here before, or it is below a floor.
+        PolicyDeniedError: the channel is stopped, this generation failed here before, it is below a floor, or lacks a
+            kind that the device has.
         HostError: it needs a newer casemate.
 
     """
@@ -114,6 +121,11 @@ def require_acceptable(offer: Offer, floors: Floors, denied: Container[str], ver
     if offer.content_digest in denied:
         raise PolicyDeniedError(
             f"generation {offer.generation} failed on this device before", hint="the publisher has to promote another"
+        )
+    if missing := sorted(set(held) - {item.member.kind for item in offer.members}):
+        raise PolicyDeniedError(
+            f"the channel offers no {missing[0]} any more, and this device has one",
+            hint=f"promote a {missing[0]} in this channel, if only one that asks for nothing",
         )
     for offered in offer.members:
         member, requires = offered.member, offered.manifest.requires
@@ -124,7 +136,7 @@ def require_acceptable(offer: Offer, floors: Floors, denied: Container[str], ver
                 f"this device goes no lower than {floor}",
                 hint="publish it again with a higher security_version, if it is safe",
             )
-        if requires.min_agent and _numbers(version) < _numbers(requires.min_agent):
+        if requires.min_agent and not is_met(requires.min_agent, version):
             raise HostError(
                 f"{member.kind}/{member.name} {member.version} needs casemate {requires.min_agent}; this is {version}",
                 hint="upgrade casemate on this device first",
@@ -159,6 +171,26 @@ def _stopped() -> PolicyDeniedError:
     )
 
 
+def is_met(needed: str, version: str) -> bool:
+    """Say whether *version* is *needed* or newer, both like `0.2.5`, or `0.2.5+local`.
+
+    Only numbers are compared. Of *version* what follows them (`rc1`, `.dev3`) makes it one that comes before them; a
+    *needed* version that is more than numbers is met by none, so that nothing is met by accident.
+    """
+    wanted, has = _PLAIN.fullmatch(needed), _LEADING.match(version)
+    if not wanted or not has:
+        return False
+    least, found = _numbers(wanted[1]), _numbers(has[1])
+    return found > least or (found == least and _PLAIN.fullmatch(version) is not None)
+
+
+_PLAIN: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,7})(?:\+.*)?", re.ASCII)
+_LEADING: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,7})", re.ASCII)
+
+
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return a version as numbers; whatever is no number is higher than any, so that it is not met by accident."""
-    return tuple(int(part) if part.isdecimal() else 1 << 62 for part in version.split("+", maxsplit=1)[0].split("."))
+    """Return a version's numbers without the zeros at its end: 0.2 and 0.2.0 are one."""
+    numbers = [int(part) for part in version.split(".")]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

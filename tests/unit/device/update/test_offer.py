@@ -72,31 +72,45 @@ def test_a_set_that_names_another_manifest_than_is_published_is_refused(device, 
 
 def test_a_security_version_below_the_floor_is_denied(device, server):
     offer = read(device, server)
-    offers.require_acceptable(offer, Floors(security={"model/tiny": 1}), (), "0.1.0")
+    offers.require_acceptable(offer, Floors(security={"model/tiny": 1}), (), "0.1.0", held=())
     with pytest.raises(PolicyDeniedError, match="no lower than 2") as caught:
-        offers.require_acceptable(offer, Floors(security={"model/tiny": 2}), (), "0.1.0")
+        offers.require_acceptable(offer, Floors(security={"model/tiny": 2}), (), "0.1.0", held=())
     assert caught.value.exit_code == 11
 
 
 def test_what_failed_before_is_denied_whatever_it_is_called(device, server, repository, tmp_path):
     offer = read(device, server)
     with pytest.raises(PolicyDeniedError, match="failed on this device"):
-        offers.require_acceptable(offer, Floors(), {offer.content_digest}, "0.1.0")
+        offers.require_acceptable(offer, Floors(), {offer.content_digest}, "0.1.0", held=())
     renumbered = msgspec.structs.replace(channels.current(repository, "stable"), generation=40)
     channels._write(repository, [renumbered])
     again = read(device, server)
     assert (again.generation, again.content_digest) == (40, offer.content_digest)
 
 
+def test_a_kind_that_the_device_has_may_not_vanish(device, server):
+    """Control: the same set suits a device that never had a policy, or has only a model."""
+    offer = read(device, server)
+    for held in ((), ("model",)):
+        offers.require_acceptable(offer, Floors(), (), "0.1.0", held=held)
+    with pytest.raises(PolicyDeniedError, match="no policy any more"):
+        offers.require_acceptable(offer, Floors(), (), "0.1.0", held=("model", "policy"))
+
+
 def test_a_stopped_channel_is_denied(device, server, repository):
     channels.stop(repository, "stable", stopped=True)
     with pytest.raises(PolicyDeniedError, match="stopped"):
-        offers.require_acceptable(read(device, server), Floors(), (), "0.1.0")
+        offers.require_acceptable(read(device, server), Floors(), (), "0.1.0", held=())
 
 
 @pytest.mark.parametrize(("needs", "has", "fits"), [("", "0.1.0", True), ("0.1.0", "0.1.0", True),
                                                     ("0.2", "0.1.9", False), ("0.10.0", "0.9.0", False),
-                                                    ("later", "0.1.0", False)])  # fmt: skip
+                                                    ("later", "0.1.0", False), ("0.2", "0.2.0", True),
+                                                    ("0.2.0", "0.2", True),
+                                                    ("0.2.5", "0.2.rc1", False), ("0.2.5", "0.2.0rc1", False),
+                                                    ("0.2.0", "0.2.0.dev3", False), ("0.2.0", "0.2.0rc1", False),
+                                                    ("0.2.0", "0.3.0rc1", True), ("0.2.0", "0.2.0+local.1", True),
+                                                    ("0.2.0rc1", "0.2.0", False), ("0.2.0", "new", False)])  # fmt: skip
 def test_a_release_may_need_a_newer_casemate(device, server, needs, has, fits):
     offer = read(device, server)
     (member,) = offer.members
@@ -105,10 +119,10 @@ def test_a_release_may_need_a_newer_casemate(device, server, needs, has, fits):
         member.manifest, requires=requires))  # fmt: skip
     offer = msgspec.structs.replace(offer, members=(msgspec.structs.replace(member, verified=changed),))
     if fits:
-        offers.require_acceptable(offer, Floors(), (), has)
+        offers.require_acceptable(offer, Floors(), (), has, held=())
     else:
         with pytest.raises(HostError, match="needs casemate"):
-            offers.require_acceptable(offer, Floors(), (), has)
+            offers.require_acceptable(offer, Floors(), (), has, held=())
 
 
 def test_a_change_in_the_middle_of_a_download_is_seen(device, server, repository, tmp_path):
