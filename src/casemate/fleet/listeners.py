@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ KEEP_ALIVE_SECONDS: Final = 960
 """Longer than the longest check-in interval: a handshake costs twenty times a check-in."""
 STALL_SECONDS: Final = 60.0
 BACKLOG: Final = 4096
+TLS_BUFFER: Final = 16 * 1024
+"""Bytes asyncio holds, and reads at once, for a TLS connection, instead of 256 KiB: a record has no more than these."""
 _UNIX: Final = "unix:"
 
 
@@ -128,6 +131,7 @@ class Listener(uvicorn.Server):
             timeout_graceful_shutdown=2,
         )
         super().__init__(config)
+        sslproto.SSLProtocol.max_size = TLS_BUFFER  # ten thousand idle devices would hold 2.5 GiB of nothing
         self._sock = sock
         self._tls = tls
 
