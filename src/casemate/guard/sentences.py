@@ -87,5 +87,7 @@ def _open(sentences: list[Sentence], at: int) -> Sentence:
 
 def _is_name(entries: Sequence[Entry | None], start: int, end: int) -> bool:
     """Return whether the tokens from *start* to *end* name a speaker: `system`, `new instructions`."""
-    named = [entry is not None and _ROLENAME in entry.classes for entry in entries[start:end]]
-    return 0 < len(named) <= NAME_LIMIT and all(named)
+    # The length first: a text of colons alone would else be read from its beginning at every one of them.
+    return 0 < end - start <= NAME_LIMIT and all(
+        entry is not None and _ROLENAME in entry.classes for entry in entries[start:end]
+    )

@@ -100,3 +100,22 @@ def test_harmless_classes_never_count_for_an_attack_and_others_never_against():
         harmless = any(name in HARMLESS for name in feature_classes(number))
         assert sign <= 0 if harmless else sign >= 0
     assert len(allowed_signs()) == FEATURES
+
+
+class _Counted(list):
+    """A list that counts what is copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, at):
+        found = super().__getitem__(at)
+        if isinstance(at, slice):
+            self.copied += len(found)
+        return found
+
+
+def test_a_text_of_colons_alone_is_not_read_again_from_its_beginning_at_each():
+    lexicon = Lexicon({"en": "COLON: x\nROLENAME: system"}, CLASSES)
+    entries = _Counted(lexicon.read(["x", ":"] * 2_000))
+    cut_sentences(entries)
+    assert entries.copied <= 8 * len(entries)
