@@ -56,7 +56,8 @@ def show(*, as_json: bool) -> None:
 def enrol(*, as_json: bool, url: str, token_file: str, ca: str | None) -> None:
     """Join the fleet whose enrolment listener is at URL.
 
-    The device makes its key itself. The token is sent only to a server that proves itself with the fleet's root.
+    The device makes its key itself. The token is sent only to a server that proves itself with the fleet's root. Where
+    the setting keystore.tpm names a TPM the device joins with it, and can prove to the fleet what it runs.
     """
     from casemate import config
     from casemate.clock import SystemClock
@@ -67,7 +68,8 @@ def enrol(*, as_json: bool, url: str, token_file: str, ca: str | None) -> None:
     with click.open_file(token_file, encoding="utf-8", errors="replace") as file:
         token = parse_token(file.read(4096))
     home = Home(config.home_path())
-    member = joining.enrol(home, url, token, Path(ca).read_bytes() if ca else None, SystemClock())
+    root = Path(ca).read_bytes() if ca else None
+    member = joining.enrol(home, url, token, root, SystemClock(), tpm=config.load()["keystore.tpm"])
     emit(
         {"enrolled": True, "id": member.device, "fleet": member.fleet},
         as_json=as_json,

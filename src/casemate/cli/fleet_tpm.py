@@ -45,7 +45,9 @@ def allow(*, endorsement_key: str, asset: str, group: str, directory: Path | Non
 
     digest = endorsement_key.lower()
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):  # noqa: PLR2004 - SHA-256
-        raise UsageError("an endorsement key is named by 64 hex digits", hint="the device prints it when it joins")
+        raise UsageError(
+            "an endorsement key is named by 64 hex digits", hint="the audit log names the key of every TPM that joined"
+        )
     tag, joins = parse_name(asset, "asset"), parse_name(group, "group") if group else ""
     on_console(directory, lambda console: tpm_enrolment.allow(console.fleet, digest, tag, joins, console.actor))
     emit({"allowed": digest, "asset": tag, "group": joins}, as_json=as_json, text=f"this TPM may join as {tag}")

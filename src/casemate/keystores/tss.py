@@ -11,8 +11,10 @@ this TPM's (`Sealed.parent` names it).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from casemate.crypto import tpm_policy
@@ -325,6 +327,11 @@ def open_tpm(tcti: str) -> Iterator[Tpm]:
         import tpm2_pytss as library  # noqa: PLC0415 - built from source: present where somebody asked for a TPM
     except ImportError as error:
         raise HostError("TPM support is not installed", hint="pip install 'casemate[tpm]'") from error
+    with _alone(tcti):
+        yield from _opened(tcti, library)
+
+
+def _opened(tcti: str, library: Any) -> Iterator[Tpm]:
     try:
         esapi = library.ESAPI(tcti)
     except library.TSS2_Exception as error:
@@ -336,6 +343,24 @@ def open_tpm(tcti: str) -> Iterator[Tpm]:
             esapi.startup(library.TPM2_SU.CLEAR)  # firmware has done it for a real one; twice does no harm
             _flush_left_over(esapi, library)
         yield Tpm(esapi, library)
+
+
+@contextlib.contextmanager
+def _alone(tcti: str) -> Iterator[None]:
+    """Wait for our turn at a TPM on a unix socket: it has no resource manager, and we flush what others left."""
+    _, found, place = tcti.partition("path=")
+    if not found:
+        yield
+        return
+    try:
+        fd = os.open(Path(place).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"no TPM answers at {tcti}", hint="check the path") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _flush_left_over(esapi: Any, library: Any) -> None:

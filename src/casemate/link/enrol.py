@@ -11,20 +11,22 @@ import binascii
 import dataclasses
 import hmac
 import secrets
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from casemate.crypto import client_certificate
 from casemate.crypto.client_certificate import Certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import NotAuthorisedError, OperationError, UntrustedDataError
-from casemate.formats import enrolment
+from casemate.formats import enrolment, fleet_api
 from casemate.formats.enrolment import Token, VerifiedCharter
 from casemate.link.client import FleetClient, Reply, tls_context
 
 CACERTS: Final = "/.well-known/est/cacerts"
 SIMPLE_ENROLL: Final = "/.well-known/est/simpleenroll"
 SIMPLE_REENROLL: Final = "/.well-known/est/simplereenroll"
+TPM_HELLO: Final = "/device/v1/enroll/tpm/challenge"
+TPM_PROOF: Final = "/device/v1/enroll/tpm/complete"
 BUNDLE: Final = "/device/v1/enroll/bundle"
 _OK: Final = 200
 _ACCEPTED: Final = 202
@@ -41,8 +43,26 @@ class Enrolled:
     devices: str
 
 
-def join(url: str, token: Token, key: EcKey, root: Certificate | None) -> Enrolled:
+class Chip(Protocol):
+    """What joining needs of a TPM (`keystores.tss.Tpm` is one)."""
+
+    def endorsement(self) -> tuple[bytes, bytes]:
+        """Return the maker's certificate (DER, or empty) and the endorsement key."""
+        ...
+
+    def attestation_key(self) -> bytes:
+        """Return the attestation key."""
+        ...
+
+    def activate(self, identity: bytes, encrypted: bytes) -> bytes:
+        """Open a credential."""
+        ...
+
+
+def join(url: str, token: Token, key: EcKey, root: Certificate | None, chip: Chip | None = None) -> Enrolled:
     """Enrol *key* at the enrolment listener *url* with *token*; *root* given stands above the token's pin.
+
+    With a *chip* the fleet learns which TPM this is, and can have it prove what runs here.
 
     Raises:
         OperationError: nobody answered, or the answer makes no sense.
@@ -54,7 +74,10 @@ def join(url: str, token: Token, key: EcKey, root: Certificate | None) -> Enroll
     client = FleetClient(url, tls_context(pinned.der))
     try:
         charter, devices = _charter(client, url, pinned)
-        chain = _certificate(client, SIMPLE_ENROLL, key, pinned, {"authorization": _basic(token)})
+        if chip is None:
+            chain = _certificate(client, SIMPLE_ENROLL, key, pinned, {"authorization": _basic(token)})
+        else:
+            chain = _certificate_for_tpm(client, key, pinned, token, chip)
     finally:
         client.close()
     return Enrolled(chain, pinned, charter, devices)
@@ -103,6 +126,38 @@ def _certificate(
         return client_certificate.chain_to(leaf, issued[1:], root)
     except UntrustedDataError:
         return client_certificate.chain_to(leaf, _pkcs7(client.request("GET", CACERTS)), root)
+
+
+def _certificate_for_tpm(
+    client: FleetClient, key: EcKey, root: Certificate, token: Token, chip: Chip
+) -> list[Certificate]:
+    """Tie *key* to the TPM: the fleet's credential opens in this TPM alone, its secret brings the certificate."""
+    maker, endorsement_key = chip.endorsement()
+    hello = fleet_api.TpmHello(
+        ek_public=endorsement_key,
+        ak_public=chip.attestation_key(),
+        csr=client_certificate.make_request(key),
+        ek_certificate=maker,
+        token=token.text,
+    )
+    asked = _granted(client.request("POST", TPM_HELLO, fleet_api.encode(hello)))
+    credential = fleet_api.parse(asked, fleet_api.TpmCredential)
+    proof = fleet_api.TpmProof(chip.activate(credential.identity, credential.encrypted))
+    done = _granted(client.request("POST", TPM_PROOF, fleet_api.encode(proof)))
+    leaf, *above = (client_certificate.read(each) for each in fleet_api.parse(done, fleet_api.TpmWelcome).chain)
+    if leaf.public.der() != key.public.der() or not leaf.device:
+        raise UntrustedDataError("the certificate is not for this device's key", check="certificate-key")
+    return client_certificate.chain_to(leaf, above, root)
+
+
+def _granted(reply: Reply) -> bytes:
+    if reply.status in _REFUSED:
+        raise NotAuthorisedError(
+            "the fleet refused this TPM or its token", hint="ask for a new token, or have the TPM listed"
+        )
+    if reply.status != _OK:
+        raise _unexpected(reply)
+    return reply.body
 
 
 def _charter(client: FleetClient, url: str, root: Certificate) -> tuple[VerifiedCharter, str]:

@@ -24,6 +24,7 @@ from casemate.device.record import record
 from casemate.errors import BusyError, NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event
 from casemate.formats.enrolment import Token
+from casemate.keystores import tss
 from casemate.link import enrol as est
 
 
@@ -36,8 +37,8 @@ class _Joined(msgspec.Struct):
     certificate: bytes
 
 
-def enrol(home: Home, url: str, token: Token, root_pem: bytes | None, clock: Clock) -> Member:
-    """Make this device a member of the fleet at *url*.
+def enrol(home: Home, url: str, token: Token, root_pem: bytes | None, clock: Clock, *, tpm: str = "") -> Member:
+    """Make this device a member of the fleet at *url*; with the TPM at *tpm*, where one is named.
 
     Raises:
         BusyError: it is a member of one.
@@ -49,7 +50,7 @@ def enrol(home: Home, url: str, token: Token, root_pem: bytes | None, clock: Clo
     home.create()
     if membership.is_member(home):
         raise BusyError("this device belongs to a fleet already", hint="`casemate device leave` first")
-    joined = _join(url, token, root_pem)
+    joined = _join(url, token, root_pem, tpm)
     OrdersFile(home).write(orders.first(joined.member.since))
     membership.write_identity(home, joined.place, key=joined.key, certificate=joined.certificate)
     membership.write_member(home, joined.member)
@@ -57,12 +58,14 @@ def enrol(home: Home, url: str, token: Token, root_pem: bytes | None, clock: Clo
     return joined.member
 
 
-def _join(url: str, token: Token, root_pem: bytes | None) -> _Joined:
+def _join(url: str, token: Token, root_pem: bytes | None, tpm: str) -> _Joined:
     def work() -> tuple[_Joined, Mapping[str, int]]:
-        drop_privileges(owner_of("link"))
         key = EcKey.generate()
         root = client_certificate.from_pem(root_pem)[0] if root_pem else None
-        found = est.join(url, token, key, root)
+        with contextlib.ExitStack() as held:
+            chip = held.enter_context(tss.open_tpm(tpm)) if tpm else None  # the link's uid may not open it
+            drop_privileges(owner_of("link"))
+            found = est.join(url, token, key, root, chip)
         charter = found.charter.charter
         member = Member(
             schema=1,
