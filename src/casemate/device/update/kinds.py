@@ -3,7 +3,7 @@
 policy   every `NAME.toml` is the policy of the app NAME; `guard.json` is the guard's data
 app      an unpacked tree; nothing of it is ever executed here
 engine   the files of a runtime: kept, and held against what models ask for; the running engine is not replaced
-os       one bundle, given to the OS's updater
+os       one bundle for the OS's updater: kept
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from casemate.ids import parse_name
 GUARD_FILE: Final = "guard.json"
 GUARD_LIMIT: Final = 8 * 1024 * 1024
 APP_LIMIT: Final = 1000
+NOT_INSTALLED: Final = {
+    "engine": "the engine comes with casemate itself",
+    "os": "write its bundle to a slot with the host's own updater",
+}
+"""Kinds that a switch does not put to use yet, and why."""
 RUNTIMES: Final = ("llama.cpp",)
 """What this version's engine is."""
-BUNDLE_SUFFIX: Final = ".raucb"
 
 
 class Policy(msgspec.Struct, frozen=True):

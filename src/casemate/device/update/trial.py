@@ -164,6 +164,9 @@ def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
 
     """
     policy = kinds.read_policy(generation, desk.store.directory(generation.number))
+    for kind, why in kinds.NOT_INSTALLED.items():
+        if generation.item(kind):
+            desk.say(f"the {kind} release of generation {generation.number} is kept and not installed: {why}")
     item = generation.item("model")
     told = desk.port.serve(item.name, item.container) if item else {}
     desk.port.take_policy(policy.apps, policy.guard)
