@@ -27,6 +27,7 @@ COMMANDS = [
 SERVER, START = "python3 -m http.server", "casemate up"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_how_to_work_in_order(tmp_path):
     (tmp_path / "src").symlink_to(ROOT / "src")
