@@ -72,3 +72,13 @@ def test_a_quarantined_device_cannot_leave_and_says_so_with_exit_11(fleet, envir
     file.path.write_bytes(b"damaged")
     assert ask(environ, "status", code=10)["error"]["check"] == "fleet-orders"
     assert ask(environ, "leave", "--yes")["enrolled"] is False
+
+
+def test_a_device_that_runs_takes_up_its_link_when_it_is_enrolled_and_keeps_it_from_leaving(fleet, environ, tmp_path):
+    with device.running(tmp_path / "home") as up:
+        assert up.refresh()["fleet"] is None
+        ask(environ, "enrol", fleet.enrol_url, "--token-file", token_file(tmp_path, fleet))
+        fleet.wait(lambda: fleet.checkins, 30)
+        assert up.refresh()["fleet"]["state"] == "serving"
+        assert fleet.order(ask(environ, "status")["id"], "ping", 30).outcome == "done"
+        assert ask(environ, "leave", "--yes", code=6)
