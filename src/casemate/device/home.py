@@ -5,6 +5,7 @@
     models/                encrypted containers                 vault
     apps/                  app key hashes and policies          root; the gateway's group reads
     journal/               the tamper-evident log               journal
+    attester/              what this boot measured              attester
     fleet/                 whose orders are obeyed, and which   agent
     link/                  the device's key and certificate     link
     update/                whom updates come from, generations    update
