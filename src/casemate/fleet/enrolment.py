@@ -121,7 +121,7 @@ async def enrol(fleet: Fleet, token: str, csr: bytes) -> bytes:
     async with fleet.store.write() as connection:
         row = await open_token(connection, token, now)
         if row.state == "used":
-            device, asset = await _approved(connection, row, key), row.asset
+            device, asset = await _approved(connection, row), row.asset
         else:
             device = row.device_id or await devices.create(
                 connection,
@@ -243,15 +243,18 @@ async def use_token(connection: AsyncConnection, name: str, device: str) -> None
         raise NotAuthorisedError("this token does not enrol anybody", hint="ask for a new one")
 
 
-async def _approved(connection: AsyncConnection, token: sa.Row[Any], key: str) -> str | None:
-    """Return the device that asked with this token and this key; None while a person has to decide.
+async def _approved(connection: AsyncConnection, token: sa.Row[Any]) -> str | None:
+    """Return the device that asked with this token; None while a person has to decide.
+
+    The key may be another one than in the first request: a device that was told to wait keeps nothing. The token is
+    what it proves itself with, as without an approval.
 
     Raises:
-        NotAuthorisedError: another key, or it was decided already.
+        NotAuthorisedError: it was refused, or has its certificate.
 
     """
     row = await devices.find(connection, token.used_by, lock=True)
-    if row.key_digest != key or row.certificate_expires is not None:
+    if row.certificate_expires is not None:
         raise NotAuthorisedError("this token does not enrol anybody", hint="ask for a new one")
     if row.state == State.PENDING:
         return None
