@@ -29,6 +29,10 @@ _IDLE: Final = 600.0
 """Seconds a connection may say nothing: an update fetches in between."""
 
 
+class NoAnswerError(OperationError):
+    """The device went away, or is stuck: what was asked may or may not have been done."""
+
+
 class AdminServer:
     """Answers on a socket file: an `Ask` with what *answer* returns, the rest with what *vault* returns."""
 
@@ -179,7 +183,7 @@ def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -
         channel.send(ipc.Ask(verb=verb, args=args))
         reply, _ = channel.recv(within)
     except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
-        raise OperationError("the agent did not answer", hint="see `casemate status`") from error
+        raise NoAnswerError("the agent did not answer", hint="see `casemate status`") from error
     if not isinstance(reply, ipc.Answer):
         raise OperationError("the agent answered another question", hint="see `casemate status`")
     data: dict[str, Any] = reply.data

@@ -6,10 +6,12 @@ what was decided. A generation that fails is denied for ever, and the one before
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import msgspec
 
+from casemate.device.admin import NoAnswerError
 from casemate.device.update import gate, health, kinds
 from casemate.device.update.desk import Desk
 from casemate.device.update.generation import Generation
@@ -18,6 +20,8 @@ from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import event
 
 _REASON_LIMIT: Final = 200
+_PAUSE: Final = 5.0
+"""Seconds between two tries on a running device: a process that restarts needs some."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -48,15 +52,26 @@ def try_out(desk: Desk) -> Applied:
         OperationError: it failed its health gate; it is denied, the one before serves.
 
     """
-    store = desk.store
-    boot = store.boot()
-    if not boot.trial or boot.generation is None:
-        raise OperationError(boot.note or "there is nothing to try", hint="see `casemate update status`")
-    generation = boot.generation
-    _record_trial(desk, generation, boot.tries)
-    way, seconds = _serve_trial(desk, generation)
-    judge(desk, generation)
-    return Applied(generation.number, str(Phase.GOOD), way, seconds)
+    while True:
+        left = desk.store.state().trial
+        boot = desk.store.boot()
+        if not boot.trial or boot.generation is None:
+            _end_trial(desk, left, boot.note)
+            raise OperationError(boot.note or "there is nothing to try", hint="see `casemate update status`")
+        _record_trial(desk, boot.generation, boot.tries)
+        if done := _attempt(desk, boot.generation, boot.tries):
+            return done
+
+
+def _end_trial(desk: Desk, left: int, reason: str) -> None:
+    """Serve the good one again when the trial *left* was given up: its engine may run since an earlier try."""
+    if left and desk.store.state().phase is Phase.ROLLED_BACK:
+        try:
+            generation = desk.store.read(left)
+        except CasemateError:  # that it does not prove itself may be why it was given up
+            _serve_good(desk)
+        else:
+            _after_return(desk, generation, reason)
 
 
 def _record_trial(desk: Desk, generation: Generation, tries: int) -> None:
@@ -67,29 +82,52 @@ def _record_trial(desk: Desk, generation: Generation, tries: int) -> None:
     )
 
 
-def _serve_trial(desk: Desk, generation: Generation) -> tuple[str, float]:
-    try:
-        return switch(desk, generation)
-    except CasemateError as error:
-        give_up(desk, generation, error.message)
-        raise _refused(error) from error
+def _attempt(desk: Desk, generation: Generation, tries: int) -> Applied | None:
+    """Serve *generation* and judge it. None: that could not be done now, and *tries* are left to do it again.
 
-
-def judge(desk: Desk, generation: Generation) -> None:
-    """Hold the generation that serves against its health gate; keep it, or go back.
+    What is bad by what was measured, or by what the vault says of it, is denied at once. A device that restarts or is
+    busy proves nothing: only when the last try is gone as well the generation is to blame.
 
     Raises:
-        OperationError: it failed; it is denied, the one before serves.
+        NoAnswerError: the device went away; the trial goes on with its next start.
+        UntrustedDataError: the vault or the engine refused it.
+        OperationError: it failed its health gate, or every try.
 
     """
+    try:
+        way, seconds = switch(desk, generation)
+        facts = _measure(desk, generation)
+    except NoAnswerError:
+        raise
+    except CasemateError as error:
+        if tries and not isinstance(error, UntrustedDataError):
+            desk.say(f"generation {generation.number} could not be judged, it is tried again: {error.message}")
+            time.sleep(_PAUSE)
+            return None
+        give_up(desk, generation, error.message)
+        raise _refused(error) from error
+    _judge(desk, generation, facts)
+    return Applied(generation.number, str(Phase.GOOD), way, seconds)
+
+
+def _measure(desk: Desk, generation: Generation) -> gate.Facts:
     settings = desk.settings
     desk.say(f"generation {generation.number} is on trial")
-    facts = health.measure(
+    return health.measure(
         desk.port,
         generation,
         seconds=float(settings["engine.load_deadline"]),
         deadline=float(settings["engine.deadline"]),
     )
+
+
+def _judge(desk: Desk, generation: Generation, facts: gate.Facts) -> None:
+    """Hold *facts* against the health gate; keep the generation, or go back.
+
+    Raises:
+        OperationError: it failed; it is denied, the one before serves.
+
+    """
     verdict = gate.judge(generation, facts)
     if not verdict.passed:
         give_up(desk, generation, verdict.text)
@@ -128,16 +166,19 @@ def roll_back(desk: Desk, reason: str) -> Applied:
 
 
 def _after_return(desk: Desk, left: Generation, reason: str) -> None:
-    desk.port.record(
-        event.update_rolled_back(
-            generation=left.number,
-            content=left.content_digest,
-            reason=reason[:_REASON_LIMIT],
-            now=desk.clock.wall(),
+    """Leave *left*, then say so: a journal that fails does not keep a bad generation serving."""
+    try:
+        if desk.port.running:
+            _serve_again(desk, left)
+    finally:
+        desk.port.record(
+            event.update_rolled_back(
+                generation=left.number,
+                content=left.content_digest,
+                reason=reason[:_REASON_LIMIT],
+                now=desk.clock.wall(),
+            )
         )
-    )
-    if desk.port.running:
-        _serve_again(desk, left)
     collect(desk)
 
 
@@ -154,6 +195,16 @@ def _serve_again(desk: Desk, left: Generation) -> None:
             desk.port.serve(item.name, item.name)
         else:
             desk.port.drop(item.name)
+
+
+def _serve_good(desk: Desk) -> None:
+    """Serve the good generation on a running device, if it does not: whoever went back may have been cut off."""
+    good = desk.good() if desk.port.running else None
+    if good:
+        try:
+            switch(desk, good)
+        except CasemateError as error:
+            desk.say(f"generation {good.number} does not serve: {error.message}")
 
 
 def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
@@ -184,8 +235,10 @@ def settle(desk: Desk) -> None:
     if state.phase is Phase.TRIAL:
         generation = desk.store.read(state.trial)
         _record_trial(desk, generation, state.tries)
-        _serve_trial(desk, generation)  # the process that began it may have been cut off before the switch
-        judge(desk, generation)
+        if not _attempt(desk, generation, state.tries):  # whoever began it may have been cut off before the switch
+            try_out(desk)
+    elif state.phase is Phase.ROLLED_BACK:
+        _serve_good(desk)
     end_soak(desk)
 
 

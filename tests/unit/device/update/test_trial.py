@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from casemate.device.admin import NoAnswerError
 from casemate.device.update import desk as desks
 from casemate.device.update import health, trial
 from casemate.device.update.floors import FileFloorStore, Floors
@@ -140,3 +141,109 @@ def test_the_soak_ends_by_time_or_by_a_person(tmp_path: Path) -> None:
     assert desk.floors.read().security == {"app/saffron": 1, "model/saffron": 1}
     assert device.events[-1] == "update_floor_raised"
     assert trial.confirm(desk).generation == 1
+
+
+class Flaky(Device):
+    """A device of which some questions fail before it answers."""
+
+    def __init__(self, *faults: Exception) -> None:
+        super().__init__("saffron")
+        self.faults = list(faults)
+        self.deaf = False
+
+    def rehearse(self, model: str, prompt: str, **kwargs: Any) -> dict[str, Any]:
+        if self.faults:
+            raise self.faults.pop(0)
+        return super().rehearse(model, prompt, **kwargs)
+
+    def record(self, *events: dict[str, Any]) -> None:
+        if self.deaf and events[0]["metadata"]["event_code"] == "update_rolled_back":
+            raise OperationError("the journal is gone")
+        super().record(*events)
+
+
+def armed(root: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> desks.Desk:
+    monkeypatch.setattr(trial, "_PAUSE", 0.0)
+    desk = staged(root, device)
+    trial.arm(desk)
+    return desk
+
+
+def test_a_passing_fault_costs_a_try_and_not_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Flaky(OperationError("the gateway did not answer"), OperationError("the gateway did not answer"))
+    desk = armed(tmp_path, device, monkeypatch)
+    assert trial.try_out(desk).state == "GOOD"
+    assert device.events == ["update_trial"] * 3 + ["update_good"]
+    assert desk.store.state().denied == ()
+
+
+def test_control_a_fault_that_does_not_pass_uses_up_the_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Flaky(*[OperationError("the gateway did not answer")] * 3)
+    desk = armed(tmp_path, device, monkeypatch)
+    with pytest.raises(OperationError, match="did not answer"):
+        trial.try_out(desk)
+    assert (device.serving, len(desk.store.state().denied)) == ("saffron", 1)
+
+
+def test_a_device_that_went_away_judges_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Flaky(NoAnswerError("the agent did not answer"))
+    desk = armed(tmp_path, device, monkeypatch)
+    with pytest.raises(NoAnswerError):
+        trial.try_out(desk)
+    assert (str(desk.store.state().phase), desk.store.state().denied) == ("TRIAL", ())
+    assert trial.try_out(desk).state == "GOOD"
+
+
+@pytest.mark.parametrize("error", ["guard_unavailable", "engine_busy"])
+def test_a_guard_that_was_not_heard_has_not_let_an_attack_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    class Slow(Device):
+        heard = 0
+
+        def rehearse(self, model: str, prompt: str, **kwargs: Any) -> dict[str, Any]:
+            self.heard += prompt == health.ATTACK
+            answer = super().rehearse(model, prompt, **kwargs)
+            return {**answer, "error": error} if prompt == health.ATTACK and self.heard == 1 else answer
+
+    desk = armed(tmp_path, Slow("saffron"), monkeypatch)
+    assert trial.try_out(desk).state == "GOOD"
+
+
+def test_when_tries_were_used_up_by_cuts_the_one_before_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("saffron")
+    desk = armed(tmp_path, device, monkeypatch)
+    for _ in range(3):
+        desk.store.boot()
+    device.serving = "saffron.g1"  # each try got as far as its switch
+    with pytest.raises(OperationError, match="tries are used up"):
+        trial.try_out(desk)
+    assert (device.serving, device.events) == ("saffron", ["update_rolled_back"])
+
+
+def test_a_journal_that_fails_keeps_no_bad_generation_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Flaky()
+    device.answer, device.deaf = "soup", True
+    desk = armed(tmp_path, device, monkeypatch)
+    with pytest.raises(OperationError, match="journal"):
+        trial.try_out(desk)
+    assert device.serving == "saffron"
+
+
+def test_whoever_was_cut_off_between_going_back_and_serving_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device("saffron")
+    desk = armed(tmp_path, device, monkeypatch)
+    trial.try_out(desk)
+    record, files = generation(2, 2)
+    desk.store.checked(record.content_digest, ["saffron"])
+    device.there.append("saffron.g2")
+    desk.store.fetching()
+    desk.store.stage(record, files)
+    trial.arm(desk)
+    desk.store.boot()
+    device.serving = "saffron.g2"
+    desk.store.fail("decided, then killed")
+    trial.settle(desk)
+    assert device.serving == "saffron.g1"
