@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from casemate.device.update.source import Source
 from casemate.device.update.states import WAITING, Phase
 from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import event, ipc, signature_log
-from casemate.formats.manifest import SealedPart
+from casemate.formats.manifest import File, SealedPart
 
 _MARK: Final = "imported"
 _MALFORMED: Final = ("gguf-", "chat-template", "release-", "sealed-")
@@ -358,7 +359,7 @@ class _Work:
         """Return the files of what did not change, from the good generation."""
         assert self._good
         directory = self._desk.store.directory(self._good.number) / one.item.kind
-        return {f"{one.item.kind}/{file.path}": _pieces(directory / file.path) for file in one.item.tree}
+        return {f"{one.item.kind}/{file.path}": _pieces(directory / file.path, file) for file in one.item.tree}
 
 
 def _raise_if_nobodys_word(error: CasemateError) -> None:
@@ -379,7 +380,15 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _pieces(path: Path, file: File) -> Iterator[bytes]:
+    """Yield a file of the good generation. That this disk changed it is no fault of the update that keeps it."""
+    digest, size = hashlib.sha256(), 0
     with _opened(path) as fd:
         while piece := os.read(fd, 1 << 20):
+            digest.update(piece)
+            size += len(piece)
+            if size > file.size:
+                break
             yield piece
+    if (size, digest.hexdigest()) != (file.size, file.sha256):
+        raise OperationError(f"{path.name} of the generation that runs was changed", hint="restart the device")
