@@ -27,6 +27,7 @@ _ELSEWHERE: Final = {
     "ca": "casemate.cli.fleet_ca",
     "audit": "casemate.cli.fleet_audit",
     "simulate": "casemate.cli.fleet_simulate",
+    "demo": "casemate.cli.fleet_demo",
     "policy": "casemate.cli.fleet_policy",
     "tpm": "casemate.cli.fleet_tpm",
     "model": "casemate.cli.fleet_model",
@@ -46,6 +47,7 @@ _ORDER: Final = (
     "backup",
     "restore",
     "simulate",
+    "demo",
 )
 
 

@@ -73,9 +73,10 @@ class Tour:
             "CASEMATE_KEYFILE": str(scratch / "keys" / "demo.key"),
             "CASEMATE_CONFIG": str(scratch / "casemate.toml"),
         }
+        self.enter: list[str] = []
+        """What leads commands into a network namespace."""
         self.device: subprocess.Popen[bytes] | None = None
         self.endpoint = ""
-        self._seen = 0
 
     # -- commands
 
@@ -83,7 +84,7 @@ class Tour:
         """Run a command on the throw-away home; return (exit code, stdout, stderr)."""
         environ = {**self.environ, **({"CASEMATE_HOME": str(home)} if home else {})}
         done = subprocess.run(
-            [sys.executable, "-m", "casemate", *arguments],
+            [*self.enter, sys.executable, "-m", "casemate", *arguments],
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -94,18 +95,36 @@ class Tour:
         return done.returncode, done.stdout, done.stderr
 
     def start(self, *arguments: str) -> None:
-        """Start the device and wait until it is ready."""
+        """Start the device and wait until it is ready.
+
+        Raises:
+            OperationError: it did not become ready in time.
+
+        """
+        self.begin(*arguments)
+        self.wait_ready()
+
+    def begin(self, *arguments: str) -> None:
+        """Start the device."""
         with (self.scratch / "up.log").open("wb") as log:
             self.device = subprocess.Popen(
-                [sys.executable, "-m", "casemate", "up", "--listen", "127.0.0.1:0", *arguments],
+                [*self.enter, sys.executable, "-m", "casemate", "up", "--listen", "127.0.0.1:0", *arguments],
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 process_group=0,
             )
+
+    def wait_ready(self) -> None:
+        """Wait until the device is ready.
+
+        Raises:
+            OperationError: it is not in time, or ended.
+
+        """
         deadline = time.monotonic() + _READY_WITHIN
-        while time.monotonic() < deadline and self.device.poll() is None:
+        while time.monotonic() < deadline and self.device and self.device.poll() is None:
             code, out, _ = self.casemate("status", "--json")
             if code == 0:
                 self.endpoint = json.loads(out)["endpoint"]
@@ -139,10 +158,13 @@ class Tour:
                     for choice in json.loads(data).get("choices", []):
                         yield choice["delta"].get("content") or ""
 
+    def connection(self) -> http.client.HTTPConnection:
+        """Return a connection to the gateway."""
+        return http.client.HTTPConnection(self.endpoint.removeprefix("http://"), timeout=60)
+
     @contextlib.contextmanager
     def _request(self, body: dict[str, Any], key: str | None) -> Iterator[http.client.HTTPResponse]:
-        address = self.endpoint.removeprefix("http://")
-        connection = http.client.HTTPConnection(address, timeout=60)
+        connection = self.connection()
         headers = {"authorization": f"Bearer {key or self.key}", "content-type": "application/json"}
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)

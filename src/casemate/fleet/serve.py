@@ -188,11 +188,13 @@ def _listener(
 def relying_party(settings: Settings, *, port: int) -> RelyingParty:
     """Return whose passkeys people use: the host of the address they open, by default that of the listener at *port*.
 
+    Of the server's names the first that is not an address: devices may well have only an address to go to.
+
     Raises:
         ConfigError: the address is not one that browsers make passkeys for.
 
     """
-    name = settings.names[0] if settings.names else "localhost"
+    name = next((each for each in settings.names if each.strip("[]0123456789.:") and ":" not in each), "localhost")
     origin = settings.people_url.rstrip("/") or f"https://{name}" + (f":{port}" if port else "")
     parts = urlsplit(origin)
     host = parts.hostname or ""
