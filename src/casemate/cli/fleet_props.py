@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import http.client
 import json
 import os
@@ -178,7 +179,7 @@ def shop(server: dict[tuple[str, int], tuple[str, int]]) -> Iterator[tuple[Netwo
         wide.run("nft", "-f", "-", text=_COUNTERS)
         held.enter_context(_door(wide, OTHER, _echo))
         for inner, outer in server.items():
-            held.enter_context(_door(wide, inner, lambda client, outer=outer: _carry(client, outer)))
+            held.enter_context(_door(wide, inner, functools.partial(_carry, outer=outer)))
         yield wide, till
 
 
@@ -253,7 +254,7 @@ class SoftwareTpm:
         state = self._root / "state"
         state.mkdir(parents=True)
         self._maker.mkdir(exist_ok=True)
-        files = {
+        files: dict[str, dict[str, Path | str | None]] = {
             "ca.conf": {
                 "statedir": self._maker,
                 "signingkey": self._maker / "signkey.pem",

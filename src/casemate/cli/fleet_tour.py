@@ -417,13 +417,15 @@ def _wipe(tour: FleetTour) -> Outcome:
     tour.verb("device", "wipe", till.asset, "--reason", "lost on the train", "--yes")
     code = till.device.wait(_WITHIN)
     state = _until(lambda: (found := tour.device(till.asset)["state"]) == "wiped" and found, "no proof came")
-    keys = [path for path in ((till.home / "keystore").glob("*"), till.scratch.glob("keys/*")) for path in path]
+    keys = [*(till.home / "keystore").glob("*"), *till.scratch.glob("keys/*")]
     again, _, error = till.casemate("up", "--model", MODEL, "--listen", "127.0.0.1:0")
     opened, _, _ = till.casemate("model", "verify", MODEL)
     container = (till.home / "models" / f"{MODEL}.cmodel").exists()
-    detail = f"the proof is signed and verified: {state}; `up`: exit {again}, {_reason(error)}; the model: exit {opened}"
+    detail = (
+        f"the proof is signed and verified: {state}; `up`: exit {again}, {_reason(error)}; the model: exit {opened}"
+    )
     gone = not keys and code == again == 11 and opened != 0 and container  # noqa: PLR2004 - denied
-    return Outcome(gone, f"{detail}; keys destroyed, the data is still there and no key to it is")
+    return Outcome(gone, f"{detail}; keys destroyed: the encrypted model is still there, no key to it is")
 
 
 def _reason(error: str) -> str:
