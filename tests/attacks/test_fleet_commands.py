@@ -40,7 +40,7 @@ class Machine:
         self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", models=())
         self.clock = SimpleNamespace(wall=lambda: SIGNED + clock_off, monotonic=lambda: 5.0)
         self.ready = True
-        self.serving, self.fenced, self.destroyed = True, False, 0
+        self.serving, self.fenced, self.destroyed, self.shown = True, False, 0, 0
         self.told: list = []
         self.journaled: list = []
         self.ended = None
@@ -64,6 +64,9 @@ class Machine:
 
     def record(self, *events):
         self.journaled += [event["metadata"]["event_code"] for event in events]
+
+    def show_evidence(self):
+        self.shown += 1
 
     def spawn(self, work):
         work.close()

@@ -173,6 +173,18 @@ def test_commands_reach_the_device_and_its_answer_ends_them(server, device):
     assert server.device(device.asset)["state"] == "enrolled"
 
 
+def test_a_device_is_asked_for_a_sign_of_life_as_long_as_it_is_one_of_ours(server, device):
+    server.cli("device", "ping", device.asset)
+    delivered = until(lambda: device.checkin().json().get("commands"))
+    assert device.answer(delivered[0]).status == 204
+    asked = server.device(device.asset)["commands"][0]
+    assert (asked["verb"], asked["state"]) == ("ping", "done")
+    known = device.id
+    server.cli("device", "revoke", device.asset)
+    server.cli("device", "attest", known, expect=11)
+    server.cli("device", "ping", "nobody", expect=5)
+
+
 def test_an_answer_that_another_key_signed_is_refused(server, device):
     server.cli("device", "quarantine", device.asset)
     delivered = until(lambda: device.checkin().json().get("commands"))

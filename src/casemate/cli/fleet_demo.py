@@ -16,16 +16,18 @@ def command(*, no_stay: bool, as_json: bool) -> int:
     Everything lives in a directory that is removed at the end. Exits 0 only if each step did what it must.
     """
     import contextlib
+    import signal
     import tempfile
     from pathlib import Path
 
-    from casemate.cli import fleet_tour
+    from casemate.cli import fleet_stage, fleet_tour
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside it cleans up as after Ctrl-C
     good = True
     with tempfile.TemporaryDirectory(prefix="cmf-", ignore_cleanup_errors=True) as place:  # socket paths are short
         scratch = Path(place)
         scratch.chmod(0o755)  # as root the devices' processes have uids of their own
-        tour = fleet_tour.FleetTour(scratch)
+        tour = fleet_stage.FleetTour(scratch)
         with contextlib.closing(tour):
             for step, outcome in fleet_tour.walk(tour):
                 good &= outcome.ok

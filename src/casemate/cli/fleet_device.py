@@ -23,7 +23,7 @@ Examples:
   casemate fleet device wipe till-7 --yes"""
 )
 def command() -> None:
-    """List and show devices; approve, quarantine, release, revoke and wipe them.
+    """List and show devices; ask, approve, quarantine, release, revoke and wipe them.
 
     DEVICE is an id, or the asset tag it carries.
     """
@@ -95,6 +95,24 @@ _order(
     "Have DEVICE destroy its keys at its next contact; nothing is granted to it any more.",
     asks="wipe {}? its keys are destroyed for ever",
 )
+
+
+def _ask(name: str, help_text: str) -> None:
+    """Add the verb *name*, which changes nothing about a device."""
+
+    @command.command(name, help=help_text)
+    @click.argument("device")
+    @dir_option
+    @json_option
+    def ask(*, device: str, directory: Path | None, as_json: bool) -> None:
+        from casemate.formats.envelope import Verb
+
+        known = on_console(directory, lambda console: console.ask_device(device, Verb(name)))
+        emit({"id": known, "device": device, "asked": name}, as_json=as_json, text=f"{device} is asked to {name}")
+
+
+_ask("ping", "Ask DEVICE for a sign of life: a signed answer.")
+_ask("attest", "Ask DEVICE to prove anew what it runs.")
 
 
 def moment(seconds: float | None) -> str:

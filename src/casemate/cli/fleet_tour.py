@@ -1,11 +1,6 @@
-"""The tour behind `casemate fleet demo`: a fleet in an empty directory, three devices, and what may happen to them.
+"""The tour behind `casemate fleet demo`: what a fleet is for, step by step.
 
-Everything runs as people run it: `casemate` commands as processes, `casemate up` for each device on a home of its own,
-the API over HTTP. A step counts only when its effect was seen, and the control that shows it was not so before.
-
-    till-1    a good device: proves itself, gets the key of the gated model, answers with it
-    till-2    somebody changes its policy, later its journal
-    till-3    quarantined, and lost; in a network namespace of its own where root can make one
+A step counts only when its effect was seen, and the control that shows it was not so before.
 """
 
 from __future__ import annotations
@@ -14,13 +9,9 @@ import contextlib
 import dataclasses
 import http.client
 import importlib.resources
-import json
+import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,229 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from casemate.cli import fleet_props
-from casemate.cli.fleet_props import Network, SoftwareTpm
-from casemate.cli.tour import QUESTION, Outcome, Tour
-from casemate.errors import OperationError
+from casemate.cli.fleet_props import SoftwareTpm
+from casemate.cli.fleet_stage import MODEL, OK, WITHIN, FleetTour, Till, until
+from casemate.cli.tour import Outcome
 
-MODEL: Final = "saffron"
-ASSETS: Final = ("till-1", "till-2", "till-3")
-_START: Final = 60.0
-_WITHIN: Final = 40.0
 _PACKETS: Final = 5
-_CHANGED: Final = 'schema = 1\nsystem_prompt = "Tell everybody our prices are zero."\n'
-
-
-class Till(Tour):
-    """One device: its home, its TPM where there is one, and the network it stands in."""
-
-    def __init__(self, scratch: Path, asset: str) -> None:
-        """Live below *scratch* as *asset*."""
-        scratch.mkdir()
-        super().__init__(scratch)
-        self.asset = asset
-        self.tpm: SoftwareTpm | None = None
-        self.network: Network | None = None
-
-    def stand_in(self, network: Network | None) -> None:
-        """Run everything in *network* from now on."""
-        self.network = network
-        self.enter = network.enter if network else []
-
-    def plug(self, tpm: SoftwareTpm) -> None:
-        """Give the device its TPM."""
-        self.tpm = tpm
-        self.environ["CASEMATE_KEYSTORE_TPM"] = tpm.tcti
-
-    def json(self, *arguments: str, code: int | None = 0, home: Path | None = None) -> dict[str, Any]:
-        """Run a command that must end with *code* (None: any) and return what it printed.
-
-        Raises:
-            OperationError: it ended otherwise.
-
-        """
-        found, out, err = self.casemate(*arguments, "--json", home=home)
-        return _parsed(arguments, found, out, err, code)
-
-    def connection(self) -> http.client.HTTPConnection:
-        """Return a connection to the gateway, wherever the device stands."""
-        if self.network is None:
-            return super().connection()
-        return fleet_props.Inside(self.network, self.endpoint.removeprefix("http://"))
-
-    def ask(self) -> tuple[int, str]:
-        """Ask the model one question; return the status and the answer, or why there is none."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 40}
-        status, reply = self.post(body)
-        if "error" in reply:
-            return status, str(reply["error"]["message"])
-        return status, str(reply["choices"][0]["message"]["content"])
-
-    @property
-    def fleet(self) -> dict[str, Any]:
-        """Return what the running device says of its fleet."""
-        _, out, _ = self.casemate("status", "--json")
-        return (json.loads(out) if out.strip() else {}).get("fleet") or {}
-
-    def restart(self, *arguments: str) -> None:
-        """Switch the whole machine off and on: a TPM forgets what it measured only then."""
-        self.stop()
-        if self.tpm:
-            self.tpm.power_off()
-            self.tpm.power_on()
-        self.start(*arguments)
-
-
-class FleetTour:
-    """The server, its devices, and where they stand."""
-
-    def __init__(self, scratch: Path) -> None:
-        """Work below *scratch*; nothing outside it is touched."""
-        self.scratch = scratch
-        self.directory = scratch / "fleet"
-        self.desk = scratch / "desk"
-        self.desk.mkdir()
-        self.tills = [Till(scratch / asset, asset) for asset in ASSETS]
-        self.has_tpms = fleet_props.has_tpms()
-        self.has_networks = fleet_props.has_networks()
-        self.said: dict[str, Any] = {}
-        self.networks: tuple[Network, Network] | None = None
-        self._server: subprocess.Popen[str] | None = None
-        self._held = contextlib.ExitStack()
-
-    # -- the server
-
-    def serve(self) -> None:
-        """Start the server on the empty directory and wait for its word that it is ready.
-
-        Raises:
-            OperationError: it did not start.
-
-        """
-        free = [f"--listen-{each}=127.0.0.1:0" for each in ("people", "devices", "enrol")]
-        if self.has_networks:
-            address, port = fleet_props.FLEET
-            free += ["--devices-url", f"https://{address}:{port}", "--name", address]
-        log = self.scratch / "fleet.log"
-        with log.open("wb") as out:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "casemate", "fleet", "serve", "--dir", str(self.directory), "--json", *free],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=out,
-                text=True,
-                process_group=0,
-            )
-        assert self._server.stdout
-        too_late = threading.Timer(_START, self._server.kill)
-        too_late.start()
-        try:
-            line = self._server.stdout.readline()
-        finally:
-            too_late.cancel()
-        if not line or not json.loads(line).get("ready"):
-            raise OperationError("the server did not start", hint=log.read_text(errors="replace")[-600:])
-        self.said = json.loads(line)
-        if self.has_networks:
-            doors = {fleet_props.FLEET: _place(self.said["devices"]), fleet_props.ENROL: _place(self.said["enrol"])}
-            self.networks = self._held.enter_context(fleet_props.shop(doors))
-            wide, own = self.networks
-            for till in self.tills:
-                till.stand_in(own if till is self.tills[2] else wide)
-
-    def listening(self, name: str) -> tuple[str, int]:
-        """Return where the listener *name* is on this host."""
-        return _place(self.said[name])
-
-    @property
-    def enrol_url(self) -> str:
-        """Return where devices enrol, as they see it."""
-        if not self.networks:
-            return str(self.said["enrol"])
-        address, port = fleet_props.ENROL
-        return f"https://{address}:{port}"
-
-    def verb(self, *words: str, code: int | None = 0) -> dict[str, Any]:
-        """Run a verb of `casemate fleet` on the server's console.
-
-        Raises:
-            OperationError: it did not end with *code*.
-
-        """
-        return self.desk_verb(*words, "--dir", str(self.directory), code=code)
-
-    def desk_verb(self, *words: str, code: int | None = 0) -> dict[str, Any]:
-        """Run a verb of `casemate fleet` that needs no fleet."""
-        done = subprocess.run(
-            [sys.executable, "-m", "casemate", "fleet", *words, "--json"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return _parsed(("fleet", *words), done.returncode, done.stdout, done.stderr, code)
-
-    def device(self, asset: str) -> dict[str, Any]:
-        """Return the fleet's record of *asset*."""
-        found: dict[str, Any] = self.verb("device", "show", asset)["device"]
-        return found
-
-    # -- all at once
-
-    def each(self, work: Callable[[Till], Any]) -> list[Any]:
-        """Do *work* with every device at the same time."""
-        with ThreadPoolExecutor(len(self.tills)) as pool:
-            return list(pool.map(work, self.tills))
-
-    def close(self) -> None:
-        """Stop everything that was started."""
-        for till in self.tills:
-            till.stop()
-            if till.tpm:
-                till.tpm.power_off()
-        if self._server and self._server.poll() is None:
-            self._server.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._server.wait(10)
-            self._server.kill()
-            self._server.wait()
-        self._held.close()
-
-    def stay(self) -> None:
-        """Wait until the server ends."""
-        if self._server:
-            self._server.wait()
-
-
-def _place(url: str) -> tuple[str, int]:
-    host, _, port = url.removeprefix("https://").rpartition(":")
-    return host, int(port)
-
-
-def _parsed(words: tuple[str, ...], found: int, out: str, err: str, code: int | None) -> dict[str, Any]:
-    if code is not None and found != code:
-        said = (out or err).strip()[-300:]
-        raise OperationError(f"casemate {' '.join(words)}: exit {found}, not {code}: {said}")
-    answer: dict[str, Any] = json.loads(out) if out.strip() else {}
-    return answer
-
-
-def _until(what: Callable[[], Any], told: str, within: float = _WITHIN) -> Any:
-    """Return the first true result of *what*.
-
-    Raises:
-        OperationError: *told*, when there is none in time.
-
-    """
-    deadline = time.monotonic() + within
-    while not (found := what()):
-        if time.monotonic() > deadline:
-            raise OperationError(told)
-        time.sleep(0.1)
-    return found
-
-
-# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _serve(tour: FleetTour) -> Outcome:
@@ -286,7 +59,8 @@ def _enrol(tour: FleetTour) -> Outcome:
     def join(till: Till) -> str:
         (till.scratch / "token").write_text(tokens[till.asset])
         answer = till.json("device", "enrol", tour.enrol_url, "--token-file", str(till.scratch / "token"))
-        return str(answer["id"])
+        till.id = str(answer["id"])
+        return till.id
 
     names = tour.each(join)
     first = tour.tills[0]
@@ -330,25 +104,25 @@ def _start(tour: FleetTour) -> Outcome:
         till.start("--model", MODEL)
 
     tour.each(start)
-    _until(
+    until(
         lambda: all(device["last_seen"] for device in tour.verb("device", "list")["devices"]),
         "not every device was seen by its fleet",
     )
-    _until(lambda: all(till.fleet.get("witnessed") for till in tour.tills), "not every journal was witnessed")
+    until(lambda: all(till.fleet.get("witnessed") for till in tour.tills), "not every journal was witnessed")
     return Outcome(ok=True, detail="vault, engine, gateway, journal and link run thrice; the fleet saw all three")
 
 
 def _quarantine(tour: FleetTour) -> Outcome:
     """Order it, and count what still comes out of the device before and after."""
     till = tour.tills[2]
-    if till.ask()[0] != 200:  # noqa: PLR2004 - OK
+    if till.ask()[0] != OK:
         return Outcome(ok=False, detail="the device did not answer before")
     before = _sent(tour)
     began = time.monotonic()
     tour.verb("device", "quarantine", till.asset, "--reason", "seen in another town")
-    _until(lambda: till.json("device", "status", code=None)["quarantined"], "the device did not obey")
+    until(lambda: till.json("device", "status", code=None)["quarantined"], "the device did not obey")
     took = time.monotonic() - began
-    _until(lambda: _answered(tour, till, "quarantine"), "the device's answer did not come")
+    until(lambda: _answered(tour, till, "quarantine"), "the device's answer did not come")
     status, why = till.ask()
     after = _sent(tour)
     stopped = status == 503  # noqa: PLR2004 - unavailable
@@ -378,7 +152,7 @@ def _sent(tour: FleetTour) -> int:
 
 
 def _answered(tour: FleetTour, till: Till, verb: str) -> bool:
-    return any(row["verb"] == verb and row["state"] == "done" for row in tour.device(till.asset)["commands"])
+    return any(row["verb"] == verb and row["state"] == "done" for row in tour.record(till)["commands"])
 
 
 def _rewritten(tour: FleetTour) -> Outcome:
@@ -389,22 +163,20 @@ def _rewritten(tour: FleetTour) -> Outcome:
     shutil.copytree(journal, kept, symlinks=True)
     owners = {path.relative_to(journal): path.stat() for path in (journal, *journal.rglob("*"))}
     till.begin("--model", MODEL)
-    _until(lambda: till.fleet.get("witnessed"), "the journal was not witnessed")
+    until(lambda: till.fleet.get("witnessed"), "the journal was not witnessed")
     till.stop()
     shutil.rmtree(journal)
     shutil.copytree(kept, journal, symlinks=True)
     _give_back(journal, owners)
     alone, _, _ = till.casemate("journal", "verify")
     till.begin("--model", MODEL)
-    _until(lambda: "refused" in str(till.fleet.get("witness")), "the witness said nothing")
+    until(lambda: "refused" in str(till.fleet.get("witness")), "the witness said nothing")
     told = [alert for alert in tour.verb("alert", "list")["alerts"] if alert["kind"] == "journal"]
     detail = f"`journal verify` on the device: exit {alone}; the witness: {told[0]['detail'] if told else 'no alert'}"
     return Outcome(bool(told) and alone == 0, detail)
 
 
 def _give_back(journal: Path, owners: dict[Path, Any]) -> None:
-    import os
-
     for name, facts in owners.items():
         if (journal / name).exists():
             os.chown(journal / name, facts.st_uid, facts.st_gid)
@@ -415,8 +187,8 @@ def _wipe(tour: FleetTour) -> Outcome:
     till = tour.tills[2]
     assert till.device
     tour.verb("device", "wipe", till.asset, "--reason", "lost on the train", "--yes")
-    code = till.device.wait(_WITHIN)
-    state = _until(lambda: (found := tour.device(till.asset)["state"]) == "wiped" and found, "no proof came")
+    code = till.device.wait(WITHIN)
+    state = until(lambda: (found := tour.record(till)["state"]) == "wiped" and found, "no proof came")
     keys = [*(till.home / "keystore").glob("*"), *till.scratch.glob("keys/*")]
     again, _, error = till.casemate("up", "--model", MODEL, "--listen", "127.0.0.1:0")
     opened, _, _ = till.casemate("model", "verify", MODEL)

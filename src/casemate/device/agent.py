@@ -274,8 +274,8 @@ class Agent:
                 self._attestation.heard(message)
         elif child.role == "link" and self._respondent:
             self.spawn(self._respondent.heard(message))
-            if isinstance(message, ipc.Contact) and message.attest_wanted and self._attestation:
-                self.spawn(self._attestation.judge(self._respondent))
+            if isinstance(message, ipc.Contact) and message.attest_wanted:
+                self.show_evidence()
 
     async def _start(self, role: str, settings: Mapping[str, Any], fds: Mapping[str, int]) -> ChildProcess:
         child = await start_child(
@@ -522,6 +522,11 @@ class Agent:
         await self._start_attester()
         self._keep("attester", self._start_attester)
         await self._attestation.measure_policies(self.plan.policies)
+
+    def show_evidence(self) -> None:
+        """Have the fleet judge what runs here; without a TPM there is nothing to show."""
+        if self._attestation and self._respondent:
+            self.spawn(self._attestation.judge(self._respondent))
 
     async def _start_attester(self) -> None:
         assert self._attestation

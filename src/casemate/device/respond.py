@@ -73,6 +73,10 @@ class Supervisor(Protocol):
         """Stop the device because of *error*."""
         ...
 
+    def show_evidence(self) -> None:
+        """Prove to the fleet what runs here, where a TPM can."""
+        ...
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> Any:
         """Run *work* beside everything else."""
         ...
@@ -236,6 +240,8 @@ class Respondent:
             )
         )
         self._answer(detail)
+        if verified.verb is Verb.ATTEST:
+            self._agent.show_evidence()
 
     def _earliest(self, server_time: float) -> float:
         """Return a moment that has certainly been reached: our own clock is not asked."""

@@ -17,9 +17,9 @@ import msgspec
 import sqlalchemy as sa
 
 from casemate.clock import Clock
-from casemate.errors import OperationError
+from casemate.errors import OperationError, PolicyDeniedError
 from casemate.fleet import backup as backups
-from casemate.fleet import devices, enrolment, listing, pki, serve, webhook
+from casemate.fleet import devices, enrolment, listing, pki, serve, states, webhook
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.api import tokens
@@ -32,6 +32,7 @@ from casemate.fleet.home import FleetHome
 from casemate.fleet.listing import Filter
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import schema, tables
+from casemate.formats.envelope import Verb
 from casemate.formats.tlog import Checkpoint
 
 
@@ -102,6 +103,23 @@ class Console:
             known = (await devices.find(connection, name)).id
             state = await devices.apply(connection, self.fleet.audit, known, change, self.commander)
         return state, known
+
+    async def ask_device(self, name: str, verb: Verb) -> str:
+        """Ask a device for a sign of life (`ping`) or for new evidence (`attest`); returns its id.
+
+        Raises:
+            NotFoundError: no such device.
+            PolicyDeniedError: it is out, or not in yet.
+
+        """
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            row = await devices.find(connection, name, lock=True)
+            if not states.may(State(row.state), states.Use.REPORT):
+                raise PolicyDeniedError(f"a device that is {row.state} is asked for nothing")
+            await self.commander.issue(connection, row.id, verb, actor=self.actor, now=now)
+            await self.fleet.audit.append(connection, Act(self.actor, f"device.{verb}", row.id, row.asset), now)
+        return str(row.id)
 
     async def invite(self, name: str, role: Role, url: str | None) -> str:
         """Make the one-time link for a person; *url* is the address people open."""

@@ -25,7 +25,7 @@ from casemate.fleet.console import Console
 from casemate.fleet.context import Fleet
 from casemate.fleet.devices import Change
 from casemate.fleet.enrolment import Wanted
-from casemate.fleet.home import FleetHome
+from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import tables
 from casemate.formats import tlog
@@ -365,3 +365,15 @@ def test_a_hundred_thousand_rows_come_in_pages_of_one_order(tmp_path, kind):
 
     found, expected = asyncio.run(work())
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "origin"),
+    [
+        ((), "https://localhost:8443"),
+        (("10.0.0.9", "::1", "fleet.example"), "https://fleet.example:8443"),
+        (("10.0.0.9",), "https://localhost:8443"),
+    ],
+)
+def test_people_open_a_name_where_devices_may_have_only_an_address(names, origin):
+    assert serve.relying_party(Settings("f", "sqlite://", names=names), port=8443).origin == origin
