@@ -30,6 +30,7 @@ from typing import Final
 
 import msgspec
 
+from casemate import durable
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError
 
 SCHEMA: Final = 1
@@ -105,38 +106,14 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, owner: Owner | N
         OperationError: disk full or read-only.
 
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(fd, mode)
-            if owner:
-                os.fchown(fd, owner.uid, owner.gid)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-        sync_directory(path.parent)
+        durable.replace(path, data, mode=mode, owner=(owner.uid, owner.gid) if owner else None)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OperationError(f"cannot write {path}: {error.strerror}", hint=_disk_hint(error)) from error
 
 
 def _disk_hint(error: OSError) -> str:
     return f"free space or make {error.filename or 'it'} writable, then try again; nothing was changed"
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename or unlink in *path* durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def require_known_schema(schema: int, known: int = SCHEMA) -> None:

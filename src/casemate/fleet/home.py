@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from casemate import durable
 from casemate.crypto.ecdsa import EcKey
 from casemate.crypto.secret import Secret
 from casemate.crypto.signing import SigningKey
@@ -153,20 +154,7 @@ class FleetHome:
             OperationError: disk full or read-only; the old file is untouched.
 
         """
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-            with os.fdopen(fd, "wb") as file:
-                os.fchmod(fd, mode)
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            temporary.replace(path)
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            durable.replace(path, data, mode=mode)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise OperationError(f"cannot write {path}: {error.strerror}", hint="free space, then try again") from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from casemate import durable
 from casemate.errors import NotFoundError, OperationError
 
 _MEMORY_SEALS: Final = 1 | 2 | 4 | 8
@@ -44,25 +45,10 @@ def replace_small(path: Path, data: bytes, what: str) -> None:
         OperationError: it cannot be written; the old file is untouched.
 
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _remove_leftovers(path)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # says "alive" to `_remove_leftovers`
-            directory = path.parent.stat()
-            if os.geteuid() == 0:
-                os.fchown(fd, directory.st_uid, directory.st_gid)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-        sync_directory(path.parent)
+        directory = path.parent.stat()
+        durable.replace(path, data, owner=(directory.st_uid, directory.st_gid) if os.geteuid() == 0 else None)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OperationError(
             f"cannot write the {what} {path}: {error.strerror}",
             hint="free space or make its directory writable, then try again; nothing was changed",
@@ -84,28 +70,6 @@ def locked_directory(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of *path* whose writer was killed: they may hold a key."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        fd = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
-        except BlockingIOError:
-            pass  # somebody is writing it now
-        finally:
-            os.close(fd)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in *path* durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

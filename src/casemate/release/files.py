@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import Final
 
+from casemate import durable
 from casemate.errors import NotFoundError, OperationError
 
 PUBLIC: Final = 0o644
@@ -34,37 +33,17 @@ def read(path: Path, what: str, limit: int = SMALL) -> bytes:
     return data
 
 
-def replace(path: Path, data: bytes, *, mode: int = PUBLIC, durable: bool = True) -> None:
+def replace(path: Path, data: bytes, *, mode: int = PUBLIC, sync: bool = True) -> None:
     """Write *data* to *path* so that a reader, or a power cut, sees the old bytes or the new, never a part.
 
-    Many files that count only together are written without *durable*, then made so with one `os.sync`.
+    Many files that count only together are written without *sync*, then made so with one `os.sync`.
 
     Raises:
         OperationError: it cannot be written; the old file is untouched.
 
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(fd)
-        temporary.replace(path)
-        if durable:
-            sync_directory(path.parent)
+        durable.replace(path, data, mode=mode, sync=sync)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OperationError(f"cannot write {path}: {error.strerror}", hint="free space, then try again") from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in *path* durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
