@@ -7,11 +7,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from casemate.device.home import sync_directory
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.device.update.generation import Generation, Item
 from casemate.device.update.generations import GenerationStore
 from casemate.device.update.state import State
+from casemate.durable import sync_directory
 from casemate.formats.manifest import File, Smoke
 
 APP = {"index.html": b"<p>version %d</p>", "js/app.js": b"let version = %d\n" * 300, "js/lib/a.js": b"// %d\n"}

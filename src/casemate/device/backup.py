@@ -25,10 +25,11 @@ from typing import Any, BinaryIO, Final
 
 from casemate import __version__, keystores
 from casemate.clock import Clock, SystemClock
-from casemate.device.home import SCHEMA, Home, sync_directory
+from casemate.device.home import SCHEMA, Home
 from casemate.device.journal import LogFiles
 from casemate.device.ownership import rights_of_owner
 from casemate.device.record import record
+from casemate.durable import sync_directory
 from casemate.errors import BusyError, NotFoundError, OperationError
 from casemate.formats import archive, event, tlog
 

@@ -21,7 +21,7 @@ from typing import Final, Self
 from casemate.crypto import aead, hpke, kdf
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
-from casemate.device.home import sync_directory
+from casemate.durable import sync_directory
 from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import container as fmt
 from casemate.formats.container import (

@@ -23,8 +23,9 @@ from typing import Final
 import msgspec
 
 from casemate.clock import SystemClock
-from casemate.device.home import SCHEMA, Home, Owner, require_known_schema, sync_directory, write_atomic
+from casemate.device.home import SCHEMA, Home, Owner, require_known_schema, write_atomic
 from casemate.device.record import record
+from casemate.durable import sync_directory
 from casemate.errors import ConfigError, NotFoundError, OperationError
 from casemate.formats import event
 

@@ -25,9 +25,10 @@ from casemate.crypto.aead import preferred_algorithm
 from casemate.crypto.secret import Secret
 from casemate.device import containers, store
 from casemate.device.containers import SUFFIX, OpenContainer
-from casemate.device.home import Home, sync_directory
+from casemate.device.home import Home
 from casemate.device.inspector import Inspection, inspect_file
 from casemate.device.record import record
+from casemate.durable import sync_directory
 from casemate.errors import (
     BusyError,
     CasemateError,

@@ -17,7 +17,8 @@ import msgspec
 from casemate.clock import Clock
 from casemate.crypto.secret import Secret
 from casemate.device import containers, store
-from casemate.device.home import Home, sync_directory
+from casemate.device.home import Home
+from casemate.durable import sync_directory
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event, grant, ipc
 from casemate.formats import manifest as fmt

@@ -25,9 +25,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from casemate.clock import Clock, SystemClock
-from casemate.device.home import PARTS, Home, Identity, require_known_schema, sync_directory
+from casemate.device.home import PARTS, Home, Identity, require_known_schema
 from casemate.device.ownership import hand_over
 from casemate.device.record import record
+from casemate.durable import sync_directory
 from casemate.errors import BusyError, CasemateError, NotFoundError, OperationError
 from casemate.formats import archive, event
 from casemate.formats.archive import HEADER, MANIFEST, Header, Manifest, Row, refused

@@ -11,8 +11,6 @@ tls/               the listeners' certificate and key
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Final

@@ -20,10 +20,10 @@ from typing import Annotated, BinaryIO, Final
 
 import msgspec
 
+from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import archive, manifest
 from casemate.formats.signature_log import MLBOM, PROVENANCE
-from casemate.release import files
 from casemate.release.spec import Input
 
 SCHEMA: Final = 1
@@ -88,7 +88,7 @@ def write(out: Path, header: Header, inputs: Sequence[Input], papers: dict[str, 
             target.flush()
             os.fsync(target.fileno())
         temporary.replace(out)
-        files.sync_directory(out.absolute().parent)
+        sync_directory(out.absolute().parent)
     except OSError as error:
         raise OperationError(f"cannot write {out}: {error.strerror}", hint="free space, then try again") from error
     finally:

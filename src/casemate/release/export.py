@@ -11,9 +11,10 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError
 from casemate.formats import archive
-from casemate.release import channels, files, store
+from casemate.release import channels, store
 from casemate.release.repository import Repository, hashed_path
 from casemate.release.roles import DELEGATED
 
@@ -38,7 +39,7 @@ def export(repository: Repository, out: Path, *, channel: str = "", advance: Cal
             target.flush()
             os.fsync(target.fileno())
         temporary.replace(out)
-        files.sync_directory(out.absolute().parent)
+        sync_directory(out.absolute().parent)
     except OSError as error:
         raise OperationError(f"cannot write {out}: {error.strerror}", hint="free space, then try again") from error
     finally:

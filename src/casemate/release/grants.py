@@ -47,7 +47,7 @@ def grant(repository: Repository, record: store.Record, recipients: Sequence[byt
     with store.load_key(repository, record) as key:
         for public in recipients:
             path = fmt.path(record.id, fmt.recipient_id(public))
-            files.replace(repository.public / path, fmt.make(key, record.id, public), durable=False)
+            files.replace(repository.public / path, fmt.make(key, record.id, public), sync=False)
             paths.append(path)
     os.sync()
     return paths

@@ -20,6 +20,7 @@ from typing import BinaryIO, Final, cast
 import msgspec
 
 from casemate.crypto.secret import Secret
+from casemate.durable import sync_directory
 from casemate.errors import OperationError, UsageError
 from casemate.formats import manifest, payload, signature_log
 from casemate.formats.grant import CONTENT_KEY_BYTES
@@ -72,7 +73,7 @@ def _stage(repository: Repository, path: Path, *, deltas: int, tell: Tell) -> st
         record = _seal(repository, opened, work, deltas=deltas, tell=tell)
         final = store.directory_of(repository, record.id)
         work.rename(final)
-        files.sync_directory(parent)
+        sync_directory(parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return msgspec.structs.replace(record, directory=final)
@@ -175,7 +176,7 @@ def _payloads(
                 release,
                 new,
                 spool=spool,
-                put=lambda at, data: files.replace(scratch / at, data, durable=False),
+                put=lambda at, data: files.replace(scratch / at, data, sync=False),
                 base_release=base.id,
                 bases=pair(new, old),
             )
@@ -219,7 +220,7 @@ def _opened(directory: Path, row: manifest.File) -> Iterator[Source]:
 
 
 def _put_chunk(repository: Repository, address: str, sealed: bytes) -> None:
-    files.replace(repository.public / manifest.chunk_path(address), sealed, durable=False)
+    files.replace(repository.public / manifest.chunk_path(address), sealed, sync=False)
 
 
 def _announce(repository: Repository, role: str, made: list[store.Record]) -> None:

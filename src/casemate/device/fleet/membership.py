@@ -18,7 +18,8 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from casemate.device.home import Home, owner_of, sync_directory, write_atomic
+from casemate.device.home import Home, owner_of, write_atomic
+from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats.envelope import DeviceId, FleetId, Moment
 

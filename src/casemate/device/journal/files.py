@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from casemate.durable import sync_directory
 from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 
 PUBLIC: Final = 0o644
@@ -107,7 +108,7 @@ class LogFiles:
                 os.close(fd)
             temporary.rename(path)
             if sync:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -132,7 +133,7 @@ class LogFiles:
                 folders[path.parent] = None
                 folders[path.parent.parent] = None
             for folder in folders:
-                _sync_directory(folder)
+                sync_directory(folder)
         except OSError as error:
             raise write_error(self.directory, error) from error
 
@@ -202,11 +203,3 @@ def write_error(path: Path, error: OSError) -> OperationError:
         f"the journal cannot write {path}: {error.strerror}",
         hint="free space on this disk or make it writable; nothing that was acknowledged is lost",
     )
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -18,9 +18,10 @@ from typing import Final
 
 import msgspec
 
-from casemate.device.home import Owner, sync_directory
+from casemate.device.home import Owner
 from casemate.device.update.pacer import Pacer
 from casemate.device.update.source import Source, ignore
+from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats.manifest import ChunkRef, Manifest, Payload
 

@@ -12,10 +12,11 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
-from casemate.device.home import Owner, sync_directory, write_atomic
+from casemate.device.home import Owner, write_atomic
 from casemate.device.update.assembly import Assembly, Fetched, Terms, checked, path_of
 from casemate.device.update.offer import Offered
 from casemate.device.update.source import Source, Taken, ignore
+from casemate.durable import sync_directory
 from casemate.errors import NotAuthorisedError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import grant
 from casemate.formats.manifest import Manifest, Payload

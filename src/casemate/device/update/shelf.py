@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from casemate.device.home import sync_directory
 from casemate.device.update import generation as records
 from casemate.device.update import sealed_file, staging
 from casemate.device.update.floors import Floors
 from casemate.device.update.generation import Generation
 from casemate.device.update.state_file import StateFile
+from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}\Z")

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from casemate.device.home import Owner, sync_directory
+from casemate.device.home import Owner
 from casemate.device.update.generation import RECORD, Generation
+from casemate.durable import sync_directory
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats.manifest import File
 
