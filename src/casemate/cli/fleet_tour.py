@@ -63,16 +63,10 @@ def _enrol(tour: FleetTour) -> Outcome:
         return till.id
 
     names = tour.each(join)
-    first = tour.tills[0]
-    again = first.json(
-        "device",
-        "enrol",
-        tour.enrol_url,
-        "--token-file",
-        str(first.scratch / "token"),
-        code=4,
-        home=tour.scratch / "thief",
-    )
+    thief = Till(tour.scratch / "thief", "thief")  # has the paper, not the TPM
+    thief.stand_in(tour.tills[0].network)
+    used = str(tour.tills[0].scratch / "token")
+    again = thief.json("device", "enrol", tour.enrol_url, "--token-file", used, code=4)
     listed = {device["id"] for device in tour.verb("device", "list")["devices"]}
     chips = "a software TPM each" if tour.has_tpms else "no TPM: swtpm is not installed"
     detail = f"3 devices, {chips}; a used token once more: {again['error']['message']}"
