@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = ["serve", "enrol", "start", "quarantine", "journal", "wipe"]
+STEPS = ["serve", "enrol", "start", "attest", "key", "tampered", "quarantine", "journal", "wipe"]
 
 
 @pytest.fixture

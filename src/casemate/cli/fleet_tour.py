@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.cli import fleet_props
+from casemate.cli import fleet_props, fleet_tour_proof
 from casemate.cli.fleet_props import SoftwareTpm
 from casemate.cli.fleet_stage import MODEL, OK, WITHIN, FleetTour, Till, until
 from casemate.cli.tour import Outcome
@@ -213,6 +213,9 @@ STEPS: Final = (
     Step("serve", "a fleet in an empty directory", _serve, needed=True),
     Step("enrol", "three devices join with one-time tokens", _enrol, needed=True),
     Step("start", "they start, and check in", _start, needed=True),
+    Step("attest", "what a good device runs is learned, signed, and proven", fleet_tour_proof.attest),
+    Step("key", "a gated model's key goes to a proven device", fleet_tour_proof.key),
+    Step("tampered", "a device whose policy was changed gets no key", fleet_tour_proof.tampered),
     Step("quarantine", "a device is cut off", _quarantine),
     Step("journal", "somebody puts an older journal back", _rewritten),
     Step("wipe", "the lost device is wiped", _wipe),
