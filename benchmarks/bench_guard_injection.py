@@ -41,9 +41,9 @@ def cost(work: Callable[[str], object], texts: list[str]) -> tuple[float, float]
         work(text)
     spent = []
     for text in texts:
-        began = time.process_time_ns()
+        began = time.thread_time_ns()
         work(text)
-        spent.append((time.process_time_ns() - began) / 1000)
+        spent.append((time.thread_time_ns() - began) / 1000)
     spent.sort()
     return spent[len(spent) // 2], spent[int(len(spent) * 0.99)]
 
@@ -98,12 +98,16 @@ def main() -> None:
         p50, p99 = cost(lambda text, channel=channel: judge(guard, text, channel), found)
         theirs = cost(peer, found) if peer else (None, None)
         label = "char n-gram hashing" if peer else ""
-        rows.append(Row(f"injection, {name}, p50", p50, "us/KiB", label, theirs[0], "<= 400", p50 <= 400))
-        rows.append(Row(f"injection, {name}, p99", p99, "us/KiB", label, theirs[1], "<= 2000", p99 <= 2000))
+        rows.append(Row(f"injection, {name}, p50, thread CPU", p50, "us/KiB", label, theirs[0], "<= 400", p50 <= 400))
+        rows.append(Row(f"injection, {name}, p99, thread CPU", p99, "us/KiB", label, theirs[1], "<= 2000", p99 <= 2000))
     ordinary = texts["ordinary prompts"][0]
     p50, p99 = cost(lambda text: guard.check(text, Channel.USER, POLICY), ordinary)
-    rows.append(Row("injection and entities, ordinary prompts, p50", p50, "us/KiB", goal="<= 400", met=p50 <= 400))
-    rows.append(Row("injection and entities, ordinary prompts, p99", p99, "us/KiB", goal="<= 2000", met=p99 <= 2000))
+    rows.append(
+        Row("injection and entities, ordinary prompts, p50, thread CPU", p50, "us/KiB", goal="<= 400", met=p50 <= 400)
+    )
+    rows.append(
+        Row("injection and entities, ordinary prompts, p99, thread CPU", p99, "us/KiB", goal="<= 2000", met=p99 <= 2000)
+    )
     seconds, grown = start_up()
     rows.append(Row("a fresh guard: import and tables, CPU", seconds, "s", goal="<= 0.3", met=seconds <= 0.3))
     rows.append(Row("a fresh guard: memory", grown, "MiB", goal="<= 40", met=grown <= 40))

@@ -77,9 +77,9 @@ def cost(work: Callable[[str], object], made: list[str]) -> tuple[float, float, 
 
 
 def _timed(work: Callable[[str], object], text: str) -> float:
-    began = time.process_time_ns()
+    began = time.thread_time_ns()
     work(text)
-    return (time.process_time_ns() - began) / 1000
+    return (time.thread_time_ns() - began) / 1000
 
 
 def streams(made: list[str]) -> tuple[float, float, float]:
@@ -227,8 +227,8 @@ def both(made: list[str]) -> list[Row]:
 
     _speed, median, late = cost(judge, made)
     return [
-        Row("redaction + injection: median", median / 1000, "ms/KiB", goal="<= 0.4", met=median <= 400),
-        Row("redaction + injection: 99th percentile", late / 1000, "ms/KiB", goal="<= 2", met=late <= 2000),
+        Row("redaction + injection: median, thread CPU", median / 1000, "ms/KiB", goal="<= 0.4", met=median <= 400),
+        Row("redaction + injection: 99th percentile, thread CPU", late / 1000, "ms/KiB", goal="<= 2", met=late <= 2000),
     ]
 
 

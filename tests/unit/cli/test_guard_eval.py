@@ -62,7 +62,7 @@ def test_rows_with_labels_and_rows_with_values_go_together(tmp_path):
     labels = labelled(tmp_path / "b.jsonl", {"text": "hello there", "label": 0})
     body = evaluated(values, labels)
     assert body["cells"][0]["harmless"] == 1
-    assert cell(body, "latency per KiB, redaction + injection", "p50")["n"] == 0
+    assert cell(body, "CPU time of the thread per KiB, redaction + injection", "p50")["n"] == 0
 
 
 def test_values_outside_their_text_are_refused(tmp_path):
