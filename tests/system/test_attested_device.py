@@ -21,6 +21,7 @@ def chip(tmp_path):
         yield made
 
 
+@pytest.mark.long
 def test_a_device_joins_with_its_tpm_proves_what_it_runs_and_is_affirmed_once_a_person_signed(chip, tmp_path):
     home, extra = tmp_path / "d" / "home", {"CASEMATE_KEYSTORE_TPM": chip.tcti}
     environ, policy = environment(home, extra), tmp_path / "policy"

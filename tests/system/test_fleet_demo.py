@@ -23,6 +23,7 @@ def short() -> Iterator[Path]:
         yield Path(place)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_tour_takes_every_step_and_leaves_nothing_behind(short):
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,15 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         yield device
 
 
+@pytest.fixture(scope="module")
+def key(device: Device) -> str:
+    """Return the key of an app that may ask as fast as it likes."""
+    policy = device.home.parent / "fast.toml"
+    policy.write_text("schema = 1\nrequests_per_minute = 0\n", encoding="utf-8")
+    made = device.cli("app", "add", "fast", "--policy", str(policy), "--json")
+    return str(json.loads(made.stdout)["key"])
+
+
 def serve(device: Device, container: str) -> dict[str, object]:
     return ask(device, "serve", model={"name": "saffron", "container": container})
 
@@ -47,9 +57,9 @@ def model(device: Device) -> dict[str, object]:
     return row
 
 
-def test_a_running_model_changes_engines_and_no_request_fails(device: Device) -> None:
+def test_a_running_model_changes_engines_and_no_request_fails(device: Device, key: str) -> None:
     before = model(device)["pid"]
-    clients = [Streamer(device.endpoint, device.key) for _ in range(3)]  # one more than there are slots
+    clients = [Streamer(device.endpoint, key) for _ in range(3)]  # one more than there are slots
     with streaming(*clients):
         time.sleep(1)
         told = serve(device, "saffron.g2")
@@ -64,14 +74,14 @@ def test_a_running_model_changes_engines_and_no_request_fails(device: Device) ->
     assert device.events("engine_crashed") == []
 
 
-def test_a_container_that_is_refused_leaves_the_old_engine_serving(device: Device) -> None:
+def test_a_container_that_is_refused_leaves_the_old_engine_serving(device: Device, key: str) -> None:
     serve(device, "saffron.g2")
     damaged = device.home / "models" / "saffron.g3.cmodel"
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     before = model(device)["pid"]
-    client = Streamer(device.endpoint, device.key)
+    client = Streamer(device.endpoint, key)
     with streaming(client):
         with pytest.raises(CasemateError) as caught:
             serve(device, "saffron.g3")

@@ -129,7 +129,7 @@ def test_each_process_sees_its_part_of_the_home_and_no_other(service):
     for role in ("journal", "vault", "gateway", "agent"):
         home = service.process(role) / "root" / HOME.lstrip("/")
         seen[role] = {part.name for part in home.iterdir()} - {"home.json", "run"}
-    assert seen == {"journal": {"journal"}, "vault": {"keystore", "models"}, "gateway": {"apps"}, "agent": set()}
+    assert seen == {"journal": {"journal"}, "vault": {"keystore", "models"}, "gateway": {"apps"}, "agent": {"fleet"}}
     for role in ("journal", "gateway", "agent"):
         keys = service.process(role) / "root/etc/casemate/keys"
         assert list(keys.iterdir()) == []
@@ -194,6 +194,7 @@ def test_a_person_cannot_start_a_second_device_on_the_home(service):
     assert done.returncode == 6
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_update_unit_follows_a_repository_by_itself(service, tmp_path):
     """Everything by the units: fetched by the one with a network, made by the vault, switched in turn, judged."""

@@ -30,6 +30,8 @@ _COUNTER_BYTES: Final = 8
 _SOFTWARE_VENDORS: Final = (b"SW", b"xCG")  # swtpm, and Microsoft's simulator
 _ATTESTATION_KEY: Final = "ecc256:ecdsa-sha256:null"
 _SEALED_TEXT: Final = "keyedhash"
+_P256: Final = 32
+"""Bytes of a coordinate."""
 
 
 class Tpm:
@@ -231,6 +233,8 @@ class Tpm:
         t = self._t
         flags = t.TPMA_OBJECT
         public = t.TPM2B_PUBLIC.from_pem(approver, objectAttributes=flags.SIGN_ENCRYPT | flags.USERWITHAUTH)
+        point = public.publicArea.unique.ecc  # a coordinate that begins with a zero comes short, and TPMs refuse it
+        point.x, point.y = (bytes(each).rjust(_P256, b"\0") for each in (point.x, point.y))
         key = self._e.load_external(public, hierarchy=t.ESYS_TR.OWNER)
         try:  # flushed at once: it holds one of three slots
             digest = tpm_policy.to_approve(policy, reference)
