@@ -24,6 +24,7 @@ def world(tmp_path):
         server.stop()
 
 
+@pytest.mark.long
 def test_the_operators_guide_works_as_it_is_written(world, capsys):
     tmp_path, servers = world
     devices, section = [], ""

@@ -151,6 +151,7 @@ def test_a_signed_but_malformed_model_is_refused_and_never_tried_again(host, ser
     assert device.update("apply")["state"] == "ARMED"
 
 
+@pytest.mark.long
 def test_a_trial_that_takes_the_device_down_is_rolled_back_after_its_tries(host, server, device):
     host.offer(V1)
     device.update("apply")
@@ -182,6 +183,7 @@ def test_a_device_without_a_network_takes_an_export(host, server, device, tmp_pa
         device.update("import", tmp_path / "bent.tar", exit_code=10)
 
 
+@pytest.mark.long
 def test_a_policy_and_an_app_come_with_the_generation(host, server, device):
     policy = host.build("1.0", security=1, kind="policy", name="kitchen", files={"default.toml": STRICT})
     app = host.build("1.0", security=1, kind="app", name="page", files={"index.html": b"<h1>hello</h1>\n"})

@@ -90,6 +90,7 @@ def trained(target, *options, seed="random"):
     return target.read_bytes()
 
 
+@pytest.mark.long
 def test_training_is_deterministic(tmp_path):
     """A slice of the texts, trained twice by interpreters that order their sets differently."""
     first, second = (trained(tmp_path / seed, "--per-template", "1", seed=seed) for seed in ("1", "2"))

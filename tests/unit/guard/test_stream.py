@@ -130,6 +130,7 @@ def many_chunkings(count):
         assert stream(text, sizes(chance.random(), 8)) == (whole.text, whole.spans, None)
 
 
+@pytest.mark.long
 def test_ten_thousand_chunkings_are_the_whole_text():
     many_chunkings(10_000)
 

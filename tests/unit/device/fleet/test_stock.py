@@ -6,7 +6,7 @@ import hashlib
 from importlib.metadata import version
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.device.fleet import health, stock
@@ -46,6 +46,7 @@ def test_the_set_has_the_name_that_the_server_gives_it(tmp_path):
 
 
 @given(st.binary(max_size=400))
+@settings(max_examples=20)  # each reads the packages of this interpreter
 def test_a_damaged_record_of_packages_is_survived(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("dpkg") / "status"
     path.write_bytes(b"Package: a\nStatus: install ok installed\nVersion: " + data)
