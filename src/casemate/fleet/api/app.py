@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -14,8 +14,8 @@ from casemate import __version__
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import devices, enrolment, inventory, listing
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.api import shapes, tokens
-from casemate.fleet.api.tokens import Caller
+from casemate.fleet.api import shapes
+from casemate.fleet.api.caller import DeviceName, Known, Limit
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.devices import Change
@@ -72,18 +72,6 @@ def api_app(fleet: Fleet, commander: Commander) -> FastAPI:
     app.state.commander = commander
     app.include_router(_router)
     return app
-
-
-async def caller(request: Request) -> Caller:
-    """Find whose token it is."""
-    fleet: Fleet = request.app.state.fleet
-    async with fleet.store.read() as connection:
-        return await tokens.find(connection, request.headers.get("authorization", ""), fleet.clock.wall())
-
-
-Known = Annotated[Caller, Depends(caller)]
-DeviceName = Annotated[str, Path(min_length=1, max_length=128)]
-Limit = Annotated[int, Query(ge=1, le=listing.MAX_PAGE)]
 
 
 @_router.get("/devices")

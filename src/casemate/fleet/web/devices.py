@@ -18,6 +18,7 @@ from casemate.fleet.devices import Change
 from casemate.fleet.listing import Filter
 from casemate.fleet.states import CARRIES_ASSET, TRANSITIONS, Event, State
 from casemate.fleet.store import tables
+from casemate.fleet.web.menu import navigation
 from casemate.fleet.web.visit import Visit
 
 PAGE: Final = 50
@@ -197,29 +198,3 @@ async def cancel(visit: Visit) -> Response:
             connection, visit.site.fleet.audit, visit.request.path_params["approval"], visit.who, visit.now
         )
     return RedirectResponse(f"/devices/{device}", 303)
-
-
-async def navigation(visit: Visit) -> list[dict[str, Any]]:
-    """Return the entries of the menu that a person may open, with what waits there."""
-    async with visit.site.fleet.store.read() as connection:
-        alerts = (
-            await connection.execute(sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None)))
-        ).scalar_one()
-        pending = (
-            await connection.execute(sa.select(sa.func.count()).where(tables.device.c.state == State.PENDING))
-        ).scalar_one()
-    rows = (
-        ("/", "Overview", Permission.READ, 0),
-        ("/devices", "Devices", Permission.READ, 0),
-        ("/enrolment", "Enrolment", Permission.READ, pending),
-        ("/policies", "Policies", Permission.READ, 0),
-        ("/grants", "Key grants", Permission.READ, 0),
-        ("/alerts", "Alerts", Permission.READ, alerts),
-        ("/audit", "Audit", Permission.AUDIT, 0),
-        ("/people", "People", Permission.READ, 0),
-    )
-    return [
-        {"path": path, "label": label, "count": count}
-        for path, label, permission, count in rows
-        if roles.allowed(visit.who.role, permission)
-    ]

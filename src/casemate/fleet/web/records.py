@@ -17,7 +17,7 @@ from casemate.fleet.audit import Act
 from casemate.fleet.enrolment import Wanted
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
-from casemate.fleet.web.devices import navigation
+from casemate.fleet.web.menu import navigation
 from casemate.fleet.web.visit import Visit
 
 PAGE: Final = 50

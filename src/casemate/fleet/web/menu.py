@@ -1,0 +1,73 @@
+"""The menu: which pages there are, in which order, who may open them, and what waits on each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+import sqlalchemy as sa
+
+from casemate.fleet.accounts import roles
+from casemate.fleet.accounts.roles import Permission
+from casemate.fleet.states import State
+from casemate.fleet.store import tables
+from casemate.fleet.web.visit import Visit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One page of the menu. *count*: how many things wait there for a person."""
+
+    path: str
+    label: str
+    permission: Permission = Permission.READ
+    count: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Section:
+    """Pages that belong together."""
+
+    label: str
+    entries: tuple[Entry, ...]
+
+
+SECTIONS: Final = (
+    Section("Fleet", (Entry("/", "Overview"), Entry("/devices", "Devices"), Entry("/alerts", "Alerts"))),
+    Section("Change", (Entry("/enrolment", "Enrolment"),)),
+    Section(
+        "Proof",
+        (Entry("/policies", "Policies"), Entry("/grants", "Key grants"), Entry("/audit", "Audit", Permission.AUDIT)),
+    ),
+    Section("Server", (Entry("/people", "People"),)),
+)
+"""All of it. A page that is not here is reached from one that is."""
+
+
+async def navigation(visit: Visit) -> list[Section]:
+    """Return what a person may open, with what waits there."""
+    waiting = await _waiting(visit)
+    sections = (
+        Section(section.label, tuple(_counted(entry, waiting) for entry in section.entries if _may(visit, entry)))
+        for section in SECTIONS
+    )
+    return [section for section in sections if section.entries]
+
+
+def _may(visit: Visit, entry: Entry) -> bool:
+    return roles.allowed(visit.who.role, entry.permission)
+
+
+def _counted(entry: Entry, waiting: Mapping[str, int]) -> Entry:
+    return dataclasses.replace(entry, count=waiting.get(entry.path, 0))
+
+
+async def _waiting(visit: Visit) -> dict[str, int]:
+    alerts = sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None))
+    pending = sa.select(sa.func.count()).where(tables.device.c.state == State.PENDING)
+    async with visit.site.fleet.store.read() as connection:
+        return {
+            "/alerts": (await connection.execute(alerts)).scalar_one(),
+            "/enrolment": (await connection.execute(pending)).scalar_one(),
+        }
