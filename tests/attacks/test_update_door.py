@@ -51,7 +51,7 @@ def at_the_door(path: Any, question: Any) -> Any:
 
     async def scenario() -> Any:
         device = Device()
-        upkeep = Upkeep(device)  # type: ignore[arg-type] - as much of an agent as it needs
+        upkeep = Upkeep(device)  # type: ignore[arg-type]
         server = AdminServer(path / "update.sock", upkeep.answer, upkeep.ask_vault)
         ours, theirs = pair()
         server.admit(ours)
@@ -133,8 +133,8 @@ def test_control_over_the_vaults_own_link_a_load_is_understood() -> None:
 def test_control_the_control_socket_stops_the_device() -> None:
     async def scenario() -> bool:
         agent = Agent.__new__(Agent)
-        agent._stopping = asyncio.Event()
+        agent._processes = SimpleNamespace(stopping=asyncio.Event())  # type: ignore[assignment]
         await agent.answer(ipc.Ask("stop"))
-        return agent._stopping.is_set()
+        return agent._processes.stopping.is_set()
 
     assert asyncio.run(scenario())

@@ -54,7 +54,11 @@ class Supervisor(Protocol):
 
     plan: DevicePlan
     launchers: Launchers
-    engines: dict[str, Engine]
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The engines by the names of their models."""
+        ...
 
     async def start_engine(self, engine: Engine) -> None:
         """Bring *engine* up and turn the gateway to it; raises ChildDied."""

@@ -1,0 +1,247 @@
+"""What a fleet asks for, done to the device's processes: `device.respond` decides, this carries out.
+
+Beside it the TPM's process, whose evidence a fleet judges: `device.attest` knows the talk, this starts the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from casemate.device.children import ChildDied
+from casemate.device.core import QUARANTINED, Core
+from casemate.device.engines import Engines
+from casemate.device.plan import Engine
+from casemate.device.processes import Processes
+from casemate.device.supervisor import RestartPolicy
+from casemate.errors import CasemateError
+from casemate.formats import event, ipc
+
+if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
+    from casemate.device.attest import Attestation
+    from casemate.device.fleet.destroy import Destroyed
+    from casemate.device.fleet.fence import Gate
+    from casemate.device.fleet.membership import Member
+    from casemate.device.respond import Respondent
+
+STOP_GRACE: Final = 0.7
+LINK_PAUSE: Final = 60.0
+"""Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
+
+
+class Duty:
+    """One device's duties to its fleet; a device that belongs to none has none."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        core: Core,
+        engines: Callable[[], Engines],
+        retired: Callable[[], list[Engine]],
+        serve: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Act on *processes*, *core* and *engines* (*retired*: those that only finish); *serve* starts them all."""
+        self._processes = processes
+        self._core = core
+        self._engines = engines
+        self._retired = retired
+        self._serve = serve
+        self.plan = processes.plan
+        self.clock = processes.clock
+        self.respondent: Respondent | None = None
+        self.attestation: Attestation | None = None
+
+    # -- the TPM
+
+    async def begin_measuring(self) -> None:
+        """Start the attester where there is a TPM: what runs and by which policies is measured before it is used."""
+        if not self.plan.settings["keystore.tpm"]:
+            return
+        from casemate.device.attest import Attestation  # noqa: PLC0415 - a device without a TPM needs none of it
+
+        self.attestation = Attestation()
+        self._processes.policies["attester"] = RestartPolicy()
+        await self._start_attester()
+        self._processes.keep("attester", self._start_attester)
+        await self.attestation.measure_policies(self.plan.policies)
+
+    async def _start_attester(self) -> None:
+        assert self.attestation
+        child = await self._processes.start("attester", {"tpm": self.plan.settings["keystore.tpm"]}, {})
+        self.attestation.started(child)
+
+    async def measure_model(self, name: str, digest: str) -> None:
+        """Measure a model that the vault has proven, where there is a TPM.
+
+        Raises:
+            ChildDied: it could not be measured: it may not be served.
+
+        """
+        if self.attestation:
+            await self.attestation.measure_model(name, digest)
+
+    def show_evidence(self) -> None:
+        """Have the fleet judge what runs here; without a TPM there is nothing to show."""
+        if self.attestation and self.respondent:
+            self.spawn(self.attestation.judge(self.respondent))
+
+    # -- the link
+
+    async def join(self, member: Member | None) -> None:
+        """Obey *member*'s fleet from now on: what its orders say holds before anything is served."""
+        if member is None or self.respondent:
+            return
+        from casemate.device.respond import Respondent  # noqa: PLC0415 - see the import of types above
+
+        self.respondent = Respondent(self, member)
+        await self.respondent.begin()
+        self.spawn(self._keep_link())
+
+    async def _keep_link(self) -> None:
+        """Run the link for ever; one that keeps dying is tried once a minute, and never takes the device down."""
+        assert self.respondent
+        processes, policy = self._processes, RestartPolicy()
+        while True:
+            try:
+                link = await processes.start("link", self.respondent.link_settings(), {})
+                policy.started(self.clock.monotonic())
+                processes.policies["link"] = policy
+                died = await processes.attend(link)
+            except ChildDied as failed:
+                died = failed
+            del processes.children["link"]
+            delay = policy.died(self.clock.monotonic(), died.reason)
+            processes.report_death("the link to the fleet", died, "is started again")
+            self.record(event.process_restarted(role="link", cause=died.reason, now=self.clock.wall()))
+            await asyncio.sleep(LINK_PAUSE if delay is None else delay)
+
+    def heard_of_fleet(self, message: ipc.FromLinkProcess) -> None:
+        """Take what the link says."""
+        if self.respondent is None:
+            return
+        self.spawn(self.respondent.heard(message))
+        if isinstance(message, ipc.Contact) and message.attest_wanted:
+            self.show_evidence()
+
+    def heard_of_tpm(self, message: ipc.FromAttester) -> None:
+        """Take what the attester says."""
+        if self.attestation:
+            self.attestation.heard(message)
+
+    def tell_link(self, message: ipc.ToLinkProcess) -> None:
+        """Post *message* to the link; one that is gone asks again when it is back."""
+        self._processes.tell("link", message)
+
+    # -- orders
+
+    async def hold(self) -> None:
+        """End every engine and the vault at once: keys and weights leave memory. The gateway stays, and refuses."""
+        processes, engines = self._processes, self._engines()
+        engines.held = True
+        tasks = [engine.task for engine in engines.by_name.values() if engine.task]
+        tasks += [task for role, task in processes.kept.items() if role == "vault"]
+        for task in tasks:
+            task.cancel()
+        ending = [child for role, child in processes.children.items() if role == "vault"]
+        for vault in ending:
+            vault.kill()
+        await self._core.vault_said(ChildDied(f"this device is {QUARANTINED}"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        ending += [engine.child for engine in (*engines.by_name.values(), *self._retired()) if engine.child]
+        for child in ending:
+            child.kill()
+        await asyncio.gather(*(child.stop(STOP_GRACE) for child in ending))
+        processes.children.pop("vault", None)
+        processes.kept.pop("vault", None)
+        for engine in engines.by_name.values():
+            engine.child = engine.task = None
+            engines.tell_down(engine, None)
+
+    async def resume(self) -> None:
+        """Serve again after `hold`."""
+        if self._engines().held:
+            await self._serve()
+
+    async def destroy_keys(self) -> Destroyed:
+        """Have a process with the vault's rights destroy the home's keys; it unlocks nothing."""
+        from casemate.device.fleet.destroy import Destroyed  # noqa: PLC0415 - see the import of types above
+
+        settings = {"task": "destroy", "keyfile": _path_of(self.plan.unlock.get("keyfile"))}
+        gone = Destroyed(keystore=False, slots=False, containers=0, keyfile=False, floors=False)
+        with contextlib.suppress(ChildDied):
+            vault = await self._processes.start("vault", settings, {})
+            gone = msgspec.convert(vault.facts, Destroyed)
+            await self._processes.children.pop("vault").stop(STOP_GRACE)
+        shredded = await self._processes.launchers.shred_keyfile()
+        return msgspec.structs.replace(gone, keyfile=gone.keyfile or shredded)
+
+    async def fence(self, gate: Gate | None) -> str:
+        """Cut the network down to *gate*, or (None) open it; returns why that could not be done, or nothing."""
+        return await self._processes.launchers.fence(msgspec.json.encode(gate))
+
+    # -- what `device.respond` asks beside
+
+    @property
+    def ready(self) -> bool:
+        """Whether every process runs and every model answers."""
+        return is_ready(self._processes, self._engines())
+
+    @property
+    def may_serve(self) -> bool:
+        """Whether the fleet, if there is one, lets this device serve."""
+        return self.respondent is None or self.respondent.may_serve
+
+    @property
+    def state(self) -> str:
+        """Return what the fleet's orders say, in a word."""
+        return self.respondent.orders.state.value if self.respondent else ""
+
+    async def finish(self) -> None:
+        """Wait for what must be done before the device ends.
+
+        Raises:
+            OperationError: the link did not say in time that the device's key is destroyed.
+
+        """
+        if self.respondent:
+            await self.respondent.forgotten()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run *work* for as long as the device runs."""
+        return self._processes.spawn(work)
+
+    def record(self, *events: dict[str, Any]) -> None:
+        """Journal *events* without waiting."""
+        self._processes.record(*events)
+
+    async def prove_log(self, old: int) -> ipc.LogProven | None:
+        """Return the journal's request to its witness; None when there is none."""
+        return await self._core.prove_log(old)
+
+    def keep_witnessed(self, note: bytes) -> None:
+        """Have the journal keep a cosigned checkpoint."""
+        self._processes.tell("journal", ipc.KeepWitnessed(note=note))
+
+    def end(self, error: CasemateError) -> None:
+        """Stop the device because of *error*."""
+        self._processes.end(error)
+
+    def status(self) -> dict[str, Any] | None:
+        """Return what `casemate status` shows of the fleet; None: there is none."""
+        if self.respondent is None:
+            return None
+        return {**self.respondent.status(), **(self.attestation.result if self.attestation else {})}
+
+
+def is_ready(processes: Processes, engines: Engines) -> bool:
+    """Return whether every process runs and every model answers."""
+    return "vault" in processes.children and processes.all_running and engines.ready
+
+
+def _path_of(fd: int | None) -> str:
+    return "" if fd is None else str(Path(f"/proc/self/fd/{fd}").readlink())
