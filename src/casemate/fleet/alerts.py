@@ -38,8 +38,13 @@ class Rule:
     ends: bool = True
 
 
+def offline_seconds(count: int) -> float:
+    """Return the seconds without a word after which one of *count* devices is offline: they call less often if many."""
+    return next((each for most, each in _OFFLINE_SECONDS if count <= most), _OFFLINE_SLOWEST)
+
+
 def _offline(now: float, count: int) -> sa.Select[Any]:
-    seconds = next((each for most, each in _OFFLINE_SECONDS if count <= most), _OFFLINE_SLOWEST)
+    seconds = offline_seconds(count)
     late = sa.and_(_seen.last_seen < now - seconds, _device.created < now - seconds)
     joined = sa.join(tables.device, tables.device_seen, _device.id == _seen.device_id)
     return sa.select(_device.id).select_from(joined).where(_device.state.in_(_LIVE), late)

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from casemate.fleet import packages
 from casemate.fleet.context import Fleet
 from casemate.fleet.store import tables
 from casemate.fleet.wake import note_change
@@ -35,6 +36,7 @@ async def store(fleet: Fleet, device: str, inventory: Inventory) -> str:
         if (await connection.execute(known)).one_or_none() is None:
             values = {"digest": digest, "items": items, "count": len(set(inventory.items)), "created": now}
             await connection.execute(_insert_new(fleet).values(values))
+            await packages.index(connection, digest, inventory.items, on_postgresql=fleet.store.is_postgresql)
         await _set(connection, device, digest, now)
     fleet.directory.forget(device)
     return digest
@@ -53,6 +55,7 @@ async def prune(connection: AsyncConnection) -> int:
     """Delete sets that no device has any more; returns how many."""
     used = sa.select(tables.device_packages.c.digest)
     done = await connection.execute(sa.delete(tables.package_set).where(tables.package_set.c.digest.not_in(used)))
+    await packages.prune(connection)
     return int(done.rowcount)
 
 

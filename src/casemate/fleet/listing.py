@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import UsageError
-from casemate.fleet import devices
+from casemate.fleet import devices, packages
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
 
@@ -42,11 +42,12 @@ _COLUMNS: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filter:
-    """Which devices: exact state and group, an asset that begins with `asset`."""
+    """Which devices: exact state and group, an asset that begins with `asset`, who has the package of that id."""
 
     state: State | None = None
     group: str | None = None
     asset: str = ""
+    package: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ def _conditions(chosen: Filter) -> list[sa.ColumnElement[bool]]:
     if chosen.asset:
         # a range and not LIKE: no wildcard can come in, and the index serves it whatever the collation
         found += [_device.asset >= chosen.asset, _device.asset < chosen.asset + "\U0010ffff"]
+    if chosen.package is not None:
+        found.append(_device.id.in_(packages.holders(chosen.package)))
     return found
 
 

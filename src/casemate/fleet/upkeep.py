@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, commands, inventory, webhook
+from casemate.fleet import alerts, approvals, commands, inventory, trend, webhook
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.seen import FLUSH_SECONDS
@@ -69,6 +69,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
         rows += [
             Task("commands", SWEEP_SECONDS, sweep),
             Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet)),
+            Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet)),
             Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
         ]
     return rows
@@ -115,3 +116,4 @@ async def _prune(fleet: Fleet) -> None:
         await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
         await connection.execute(sa.delete(session).where(session.c.expires < now))
         await inventory.prune(connection)
+        await trend.prune(connection, now)

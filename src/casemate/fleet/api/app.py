@@ -14,7 +14,7 @@ from casemate import __version__
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import devices, enrolment, inventory, listing
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.api import shapes
+from casemate.fleet.api import observe, shapes
 from casemate.fleet.api.caller import DeviceName, Known, Limit
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -70,6 +70,7 @@ def api_app(fleet: Fleet, commander: Commander) -> FastAPI:
     )
     app.state.fleet = fleet
     app.state.commander = commander
+    app.include_router(observe.router, responses=_PROBLEMS)
     app.include_router(_router)
     return app
 
@@ -81,13 +82,14 @@ async def list_devices(  # noqa: PLR0917 - one parameter per query field
     state: State | None = None,
     group: Annotated[str | None, Query(max_length=128)] = None,
     asset: Annotated[str, Query(max_length=128)] = "",
+    package: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     cursor: Annotated[str, Query(max_length=512)] = "",
     limit: Limit = listing.PAGE,
 ) -> shapes.DevicePage:
-    """List devices in the order of their asset tags; `asset` is a prefix."""
+    """List devices in the order of their asset tags; `asset` is a prefix, `package` an id of `/inventory`."""
     who.require(Permission.READ)
     fleet: Fleet = request.app.state.fleet
-    chosen = listing.Filter(state, group, asset)
+    chosen = listing.Filter(state, group, asset, package)
     async with fleet.store.read() as connection:
         page = await listing.page(connection, chosen, fleet.clock.wall(), cursor=cursor, size=limit)
     found = [shapes.Device.model_construct(**each) for each in page.devices]

@@ -92,3 +92,42 @@ class Rows(BaseModel):
 
     items: list[dict[str, Any]]
     cursor: int | None = None
+
+
+class Package(BaseModel):
+    """One installed thing, and how many devices say that they have it."""
+
+    id: int
+    kind: str
+    name: str
+    version: str
+    digest: str
+    devices: int
+
+
+class PackagePage(BaseModel):
+    """A page, and the `cursor` of the next one, absent at the end."""
+
+    packages: list[Package]
+    cursor: str | None = None
+
+
+class PackageDetail(BaseModel):
+    """One package, and every version of it that devices have."""
+
+    id: int
+    kind: str
+    name: str
+    version: str
+    digest: str
+    versions: list[Package]
+
+
+class Trend(BaseModel):
+    """The fleet from `begin` to `end` in steps of `seconds`: averages of levels, sums of events, highest values."""
+
+    span: str
+    seconds: int
+    begin: int
+    end: int
+    steps: list[dict[str, Any]]

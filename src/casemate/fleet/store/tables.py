@@ -201,6 +201,7 @@ key_grant = _table(
     Column("created", Float, nullable=False),
     Column("expires", Float),
     Index("ix_key_grant_device", "device_id", "created"),
+    Index("ix_key_grant_created", "created"),
 )
 
 ek_allow = _table(
@@ -260,6 +261,41 @@ device_packages = _table(
     Column("digest", String(64), nullable=False),
     Column("changed", Float, nullable=False),
     Index("ix_device_packages_digest", "digest"),
+)
+
+package = _table(  # one thing that some device has installed, once however many sets hold it
+    "package",
+    Column("id", _Serial, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("version", _NAME, nullable=False),
+    Column("digest", String(64), nullable=False, server_default=""),
+    UniqueConstraint("name", "kind", "version", "digest"),
+    Index("ix_package_kind", "kind", "name", "version", "id"),
+    Index("ix_package_digest", "digest"),
+)
+
+package_member = _table(
+    "package_member",
+    Column("package_id", BigInteger, primary_key=True),
+    Column("set_digest", String(64), primary_key=True),
+    Index("ix_package_member_set", "set_digest"),
+)
+
+fleet_sample = _table(  # how the whole fleet was, five minutes by five minutes: what a chart can read at once
+    "fleet_sample",
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),  # start of the five minutes
+    Column("enrolled", Integer, nullable=False),
+    Column("online", Integer, nullable=False),
+    Column("attested", Integer, nullable=False),
+    Column("degraded", Integer, nullable=False),
+    Column("quarantined", Integer, nullable=False),
+    Column("alerts", Integer, nullable=False),
+    Column("keys_granted", Integer, nullable=False),
+    Column("keys_refused", Integer, nullable=False),
+    Column("integrity_failures", BigInteger, nullable=False),
+    Column("temperature_max", Float),  # no device has a thermometer: nothing
+    Column("load_max", Float),
 )
 
 journal_checkpoint = _table(
