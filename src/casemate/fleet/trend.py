@@ -75,7 +75,9 @@ async def over(connection: AsyncConnection, span: str, now: float) -> Trend:
     length, step = SPANS[span]
     end = int(now) // step * step + step
     begin = end - length
-    size = sa.literal_column(str(step))  # ours, and no parameter: PostgreSQL must see the same text in GROUP BY
+    size: sa.ColumnElement[int] = sa.literal_column(
+        str(step)
+    )  # ours, and no parameter: PostgreSQL must see the same text in GROUP BY
     start = (_sample.bucket - _sample.bucket % size).label("start")
     columns = [
         *(sa.func.avg(_sample[name]).label(name) for name in _LEVELS),
