@@ -44,9 +44,12 @@ def people_app(fleet: Fleet, commander: Commander, party: RelyingParty) -> Starl
 
 
 async def _health(request: Request) -> Response:
-    """Answer 200 when the database answers, with the schema of this version."""
+    """Answer 200 when the database answers, with the schema of this version, and this server means to stay."""
     try:
-        ready = await schema.revision(request.app.state.fleet.store) == schema.newest()
+        ready = (
+            not request.app.state.fleet.leaving
+            and await schema.revision(request.app.state.fleet.store) == schema.newest()
+        )
     except CasemateError:
         ready = False
     return JSONResponse({"ok": ready}, 200 if ready else 503)

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from casemate.crypto import authority
 from casemate.crypto.signing import SigningKey
 from casemate.errors import NotFoundError
+from casemate.fleet.changes import note_change
 from casemate.fleet.store import tables
-from casemate.fleet.wake import note_change
 from casemate.formats import envelope
 from casemate.formats.envelope import Command, Verb, VerifiedAnswer
 from casemate.formats.fleet_api import Delivery

@@ -9,9 +9,11 @@ from casemate.fleet import pki
 from casemate.fleet.audit import AuditLog
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.identity import Directory
+from casemate.fleet.leader import Leader
 from casemate.fleet.metrics import Metrics
 from casemate.fleet.pki import Authority
 from casemate.fleet.seen import WriteBehind
+from casemate.fleet.shared_clock import FleetClock
 from casemate.fleet.store import Store
 from casemate.fleet.wake import Hub
 
@@ -23,15 +25,18 @@ class Fleet:
     home: FleetHome
     settings: Settings
     store: Store
-    clock: Clock
+    clock: FleetClock
     authority: Authority
     audit: AuditLog
     directory: Directory
     seen: WriteBehind
     hub: Hub
     metrics: Metrics
+    leader: Leader
     devices_url: str = ""
     """Where devices connect; known when the listeners are bound."""
+    leaving: bool = False
+    """This server is about to stop: a load balancer should ask another."""
     device_count: int = 0
     """How many devices there are, as of the last sweep: it sets how often they call."""
 
@@ -46,15 +51,17 @@ class Fleet:
         settings = home.settings()
         store = Store(database or settings.database)
         metrics = Metrics()
+        shared = FleetClock(clock, store)
         return cls(
             home=home,
             settings=settings,
             store=store,
-            clock=clock,
-            authority=pki.load(home, clock),
+            clock=shared,
+            authority=pki.load(home, shared),
             audit=AuditLog(settings.fleet, home.signing_key("audit")),
-            directory=Directory(store, clock),
+            directory=Directory(store, shared),
             seen=WriteBehind(store, metrics),
             hub=Hub(),
             metrics=metrics,
+            leader=Leader(store),
         )

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from casemate.errors import NotFoundError, UsageError
 from casemate.fleet import states
 from casemate.fleet.audit import Act, AuditLog
+from casemate.fleet.changes import note_change
 from casemate.fleet.commands import Commander
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import tables
-from casemate.fleet.wake import note_change
 from casemate.formats.envelope import Verb
 
 _VERBS = {Event.QUARANTINE: Verb.QUARANTINE, Event.RELEASE: Verb.RELEASE, Event.WIPE: Verb.WIPE}

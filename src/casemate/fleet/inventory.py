@@ -9,9 +9,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.fleet import packages
+from casemate.fleet.changes import note_change
 from casemate.fleet.context import Fleet
 from casemate.fleet.store import tables
-from casemate.fleet.wake import note_change
 from casemate.formats.fleet_api import Inventory, canonical_inventory
 
 

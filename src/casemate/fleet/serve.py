@@ -14,22 +14,24 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+import sqlalchemy as sa
 
 from casemate.clock import Clock
 from casemate.crypto import x509
-from casemate.errors import ConfigError, UsageError
+from casemate.errors import ConfigError, OperationError, UntrustedDataError, UsageError
 from casemate.fleet import listeners, pki, selftest, upkeep
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.app import devices_app, enrolment_app, people_app
-from casemate.fleet.audit import Act
+from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.peer import ProxyPeers, TlsPeers
-from casemate.fleet.store import Store, schema
+from casemate.fleet.store import Store, schema, tables
 from casemate.fleet.store.database import sqlite_url
+from casemate.formats import tlog
 
 LISTENERS: Final = ("people", "devices", "enrol")
 PEOPLE_PORT: Final = 8443
@@ -91,6 +93,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
     store = Store(settings.database)
     try:
         await schema.upgrade(store)
+        await _check_keys(home, settings, store)
     except BaseException:
         if new:
             home.clear()  # a first start that failed is no fleet: the next one begins anew
@@ -99,6 +102,26 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         await store.close()
     home.save_settings(settings)  # last: what it says is true now
     return new
+
+
+async def _check_keys(home: FleetHome, settings: Settings, store: Store) -> None:
+    """Refuse a database that another fleet has written: its devices would be met with keys they do not know.
+
+    Raises:
+        OperationError: its audit log is not signed by this directory's key.
+
+    """
+    async with store.read() as connection:
+        kept = (await connection.execute(sa.select(tables.audit_tree.c.checkpoint))).scalar()
+    if kept is None:
+        return
+    try:
+        tlog.open_checkpoint(bytes(kept), [AuditLog(settings.fleet, home.signing_key("audit")).verifier])
+    except UntrustedDataError as error:
+        raise OperationError(
+            "this database belongs to another fleet",
+            hint="a second server needs a copy of the first one's directory; a new fleet an empty database",
+        ) from error
 
 
 def _changed(settings: Settings, options: Options) -> Settings:
@@ -123,6 +146,7 @@ async def serve(
     """
     new = await prepare(home, clock, options)
     fleet = Fleet.open(home, clock)
+    await fleet.clock.settle()
     sockets = {name: listeners.bind(address) for name, address in _addresses(options).items() if address}
     if not sockets:
         raise UsageError("nothing to serve: every listener is switched off")
@@ -136,8 +160,10 @@ async def serve(
     commander = Commander(fleet.settings.fleet, home.signing_key("commands")) if "people" in sockets else None
     servers = {name: _listener(name, sock, fleet, commander, options) for name, sock in sockets.items()}
     running = [asyncio.create_task(server.serve(), name=name) for name, server in servers.items()]
+    running.append(asyncio.create_task(upkeep.ears(fleet).run(stopping), name="hear"))
     running += [
-        asyncio.create_task(upkeep.run(task, stopping), name=task.name) for task in upkeep.tasks(fleet, commander)
+        asyncio.create_task(upkeep.run(fleet, task, stopping), name=task.name)
+        for task in upkeep.tasks(fleet, commander)
     ]
     try:
         await _listening(servers)
@@ -149,14 +175,23 @@ async def serve(
         await ready(fleet, Ready(**shown, ca=str(home.root), first=new, admin_link=link))
         await _until_stopped(stopping, running)
     finally:
-        stopping.set()
-        fleet.hub.close()
-        for server in servers.values():
-            server.should_exit = True
-        await asyncio.gather(*running, return_exceptions=True)
-        with contextlib.suppress(Exception):  # what could not be written comes again with the next check-ins
-            await fleet.seen.flush()
-        await fleet.store.close()
+        await _leave(fleet, servers, running, stopping)
+
+
+async def _leave(
+    fleet: Fleet, servers: dict[str, listeners.Listener], running: list[asyncio.Task[None]], stopping: asyncio.Event
+) -> None:
+    """Stop so that nothing is lost: no new connections, what was begun is finished, then what waits is written."""
+    fleet.leaving = True
+    stopping.set()
+    for server in servers.values():
+        server.should_exit = True
+    fleet.hub.close()
+    await asyncio.gather(*running, return_exceptions=True)
+    await fleet.leader.resign()
+    with contextlib.suppress(Exception):  # what could not be written comes again with the next check-ins
+        await fleet.seen.flush()
+    await fleet.store.close()
 
 
 def _addresses(options: Options) -> dict[str, str]:

@@ -11,13 +11,14 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, commands, inventory, trend, webhook
+from casemate.fleet import alerts, approvals, changes, commands, inventory, trend, webhook
+from casemate.fleet.changes import Ears, Notices
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.seen import FLUSH_SECONDS
+from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
-from casemate.fleet.wake import POLL_SECONDS, ChangeReader
 
 SWEEP_SECONDS: Final = 15.0
 WEBHOOK_SECONDS: Final = 5.0
@@ -35,26 +36,22 @@ class Task:
     name: str
     seconds: float
     act: Callable[[], Awaitable[object]]
+    alone: bool = False
+    """Of several servers one does it: the one that `Leader` says."""
 
 
 def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
     """Return what a server does beside answering; the sweep of commands only where they can be signed."""
-    changes = ChangeReader(fleet.store)
-
-    async def hear() -> None:
-        for device in await changes.poll(fleet.clock.wall()):
-            fleet.directory.forget(device)
-            fleet.hub.wake(device)
 
     async def prune() -> None:
-        await changes.prune(fleet.clock.wall())
+        await changes.prune(fleet.store, fleet.clock.wall())
         await _prune(fleet)
 
     rows = [
         Task("flush", FLUSH_SECONDS, fleet.seen.flush),
-        Task("hear", POLL_SECONDS, hear),
+        Task("clock", SETTLE_SECONDS, fleet.clock.settle),
         Task("count", SWEEP_SECONDS, lambda: count(fleet)),
-        Task("prune", PRUNE_SECONDS, prune),
+        Task("prune", PRUNE_SECONDS, prune, alone=True),
     ]
     if commander is not None:
         signer = commander  # bound for the closure below
@@ -67,20 +64,32 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
                 await approvals.carry_out(connection, fleet.audit, signer, now)
 
         rows += [
-            Task("commands", SWEEP_SECONDS, sweep),
-            Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet)),
-            Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet)),
+            Task("commands", SWEEP_SECONDS, sweep, alone=True),
+            Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet), alone=True),
+            Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet), alone=True),
             Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
         ]
     return rows
 
 
-async def run(task: Task, stopping: asyncio.Event) -> None:
+def ears(fleet: Fleet) -> Ears:
+    """Return what hears of changes for *fleet*: who is held about a device is forgotten, and its streams are woken."""
+
+    def tell(devices: list[str]) -> None:
+        for device in devices:
+            fleet.directory.forget(device)
+            fleet.hub.wake(device)
+
+    return Ears(fleet.store, tell, (Notices(fleet.store),) if fleet.store.is_postgresql else ())
+
+
+async def run(fleet: Fleet, task: Task, stopping: asyncio.Event) -> None:
     """Do *task* until *stopping*; a failure is logged once a row and tried again."""
     failed = False
     while not stopping.is_set():
         try:
-            await task.act()
+            if not task.alone or await fleet.leader.leads(task.name):
+                await task.act()
         except CasemateError as error:
             if not failed:
                 _log.warning("%s: %s", task.name, error.message)

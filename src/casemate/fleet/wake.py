@@ -1,8 +1,8 @@
 """The wake stream: one open response per device, so that a command acts in seconds and not at the next check-in.
 
 A stream carries no command. It says "call now"; the device then checks in, and what it fetches is signed. Streams end
-when the device may not have one any more, and after `MAX_SECONDS` in any case. What other processes changed is read
-from the table `change`, a few rows behind the newest so that a transaction that commits late is not missed.
+when the device may not have one any more, and after `MAX_SECONDS` in any case. What other processes changed is heard
+of through `changes`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,9 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from casemate.fleet.store import Store, tables
-
 MAX_SECONDS: Final = 3600.0
 KEEP_ALIVE: Final = 25.0
 """Seconds between comments on an idle stream: shorter than what home routers forget a connection after."""
-POLL_SECONDS: Final = 0.25
-_OVERLAP: Final = 10.0
-"""Seconds of changes that are read again: ids are given before a transaction commits."""
-_KEPT: Final = 3600.0
 PER_DEVICE: Final = 2
 """Streams of one device; an older one ends when a third comes."""
 
@@ -98,36 +89,3 @@ async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> Asy
             break
         yield b"event: wake\ndata: {}\n\n"
     yield b"event: bye\ndata: {}\n\n"
-
-
-async def note_change(connection: AsyncConnection, device: str, kind: str, now: float) -> None:
-    """Have every process of the fleet hear, within `POLL_SECONDS`, that *device* changed."""
-    await connection.execute(sa.insert(tables.change).values(device_id=device, kind=kind, created=now))
-
-
-class ChangeReader:
-    """Reads what changed since the last call, each change once."""
-
-    def __init__(self, store: Store) -> None:
-        """Begin with what changes from now on."""
-        self._store = store
-        self._told: dict[int, float] = {}
-        self._started = False
-
-    async def poll(self, now: float) -> list[str]:
-        """Return the devices that changed."""
-        change = tables.change.c
-        async with self._store.read() as connection:
-            query = sa.select(change.id, change.device_id).where(change.created > now - _OVERLAP).order_by(change.id)
-            rows = (await connection.execute(query)).all()
-        news = [row for row in rows if row.id not in self._told]
-        self._told = {row.id: now for row in rows}
-        if not self._started:
-            self._started = True
-            return []
-        return list(dict.fromkeys(row.device_id for row in news))
-
-    async def prune(self, now: float) -> None:
-        """Delete changes that everybody has read long ago."""
-        async with self._store.write() as connection:
-            await connection.execute(sa.delete(tables.change).where(tables.change.c.created < now - _KEPT))

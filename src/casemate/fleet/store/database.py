@@ -7,9 +7,10 @@ snapshot. Nothing here knows what the tables mean.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from casemate.errors import ConfigError, OperationError
 
 _BUSY_MS: Final = 10_000
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 _WRITES: Final = "casemate_writes"
+_CHANGED: Final = "casemate_changed"
+_CONNECT_SECONDS: Final = 10.0
+_ALIVE: Final = ("tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
+"""What ends a session whose machine is gone within half a minute: its locks are free then."""
 
 
 class Store:
@@ -45,6 +51,8 @@ class Store:
         if not self.is_postgresql:
             _prepare_sqlite(self.engine)
         self._writer = self.engine.execution_options(**{_WRITES: True})
+        self._sessions: AsyncEngine | None = None
+        self._on_change: list[Callable[[], None]] = []
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -71,6 +79,42 @@ class Store:
         """
         async with _named(), self._writer.begin() as connection:
             yield connection
+            changed = connection.info.pop(_CHANGED, False)
+        if changed:
+            for tell in self._on_change:
+                tell()
+
+    @staticmethod
+    def mark_changed(connection: AsyncConnection) -> None:
+        """Have whoever asked by `when_changed` told once the transaction of *connection* is committed."""
+        connection.info[_CHANGED] = True
+
+    def when_changed(self, tell: Callable[[], None]) -> None:
+        """Call *tell* after each transaction of this process that was marked."""
+        self._on_change.append(tell)
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[Any]:
+        """Give a PostgreSQL connection that is nobody else's (asyncpg's own): for what belongs to a session.
+
+        Raises:
+            OperationError: the database is gone.
+
+        """
+        if self._sessions is None:
+            self._sessions = create_async_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with _named():
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                connection = await self._sessions.connect()
+            try:
+                raw = (await connection.get_raw_connection()).driver_connection
+                assert raw is not None
+                for setting in _ALIVE:
+                    await raw.execute(f"SET {setting}")
+                yield raw
+            finally:
+                await connection.invalidate()  # closed, not given back: what it held ends with it
+                await connection.close()
 
     async def close(self) -> None:
         """Drop every connection."""

@@ -143,13 +143,15 @@ command = _table(
     Index("ix_command_waiting", "device_id", "state"),
 )
 
-change = _table(  # what running servers must hear of: they read on from the last id they saw
+change = _table(  # what running servers must hear of (`fleet.changes`)
     "change",
     Column("id", _Serial, primary_key=True, autoincrement=True),
     Column("device_id", _ID, nullable=False),
     Column("kind", String(16), nullable=False),  # state | command
     Column("created", Float, nullable=False),
+    Column("xact", BigInteger, nullable=False, server_default="0"),  # PostgreSQL's number of the transaction
     Index("ix_change_created", "created"),
+    Index("ix_change_xact", "xact"),
 )
 
 attest_policy = _table(

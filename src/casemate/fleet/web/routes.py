@@ -15,10 +15,10 @@ from starlette.routing import BaseRoute, Route
 from casemate.fleet.accounts import sessions
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.accounts.roles import Permission
+from casemate.fleet.changes import ChangeReader
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.states import Event
-from casemate.fleet.wake import ChangeReader
 from casemate.fleet.web import devices, doors, records, render
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
@@ -104,7 +104,7 @@ async def _changes(visit: Visit) -> AsyncIterator[bytes]:
         async with fleet.store.read() as connection:
             if await sessions.find(connection, cookie, now) is None:
                 break
-        if await reader.poll(now):
+        if await reader.poll():
             yield b"event: change\ndata: {}\n\n"
         elif (quiet := quiet + 1) % _KEEP_ALIVE == 0:
             yield b":\n\n"

@@ -1,0 +1,264 @@
+"""Several servers on one database: changes heard exactly, duties done by one, one time, nobody else's database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import sqlalchemy as sa
+
+from casemate.clock import SystemClock
+from casemate.errors import NotAuthorisedError, OperationError
+from casemate.fleet import changes, enrolment, serve
+from casemate.fleet.changes import ChangeReader, Ears, Notices, note_change
+from casemate.fleet.context import Fleet
+from casemate.fleet.enrolment import Wanted
+from casemate.fleet.home import FleetHome
+from casemate.fleet.leader import Leader
+from casemate.fleet.shared_clock import FleetClock
+from casemate.fleet.store import Store, schema, tables
+from support import databases
+
+
+class Ahead(SystemClock):
+    """A machine whose clock is off by *seconds*."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def wall(self):
+        return super().wall() + self.seconds
+
+
+@pytest.fixture(params=databases.KINDS)
+def url(request, tmp_path):
+    return databases.new(request.param, tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def stores(url, count):
+    made = [Store(url) for _ in range(count)]
+    await schema.upgrade(made[0])
+    try:
+        yield made
+    finally:
+        for store in made:
+            await store.close()
+
+
+async def write(store, *devices):
+    async with store.write() as connection:
+        for device in devices:
+            await note_change(connection, device, "state", 1.0)
+
+
+def test_each_change_is_read_once_whatever_the_clocks_say(url):
+    async def work():
+        async with stores(url, 2) as (writer, other):
+            reader = ChangeReader(other)
+            await write(writer, "before")
+            assert await reader.poll() == []
+            await write(writer, "a", "b", "a")
+            assert await reader.poll() == ["a", "b"]
+            assert await reader.poll() == []
+            await changes.prune(writer, 10_000.0)
+            await write(writer, "c")
+            assert await reader.poll() == ["c"]
+
+    asyncio.run(work())
+
+
+def test_a_transaction_that_commits_late_is_not_missed(tmp_path):
+    """PostgreSQL: its number is older than that of one which was read already."""
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 2) as (writer, other):
+            reader = ChangeReader(other)
+            await reader.poll()
+            async with writer.write() as slow:
+                await note_change(slow, "late", "state", 1.0)
+                await write(writer, "quick")
+                assert await reader.poll() == ["quick"]
+            assert await reader.poll() == ["late"]
+            assert await reader.poll() == []
+
+    asyncio.run(work())
+
+
+async def soon(condition, seconds=15.0):
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def hearing(store, heard):
+    stopping = asyncio.Event()
+    ears = Ears(store, heard.extend, (Notices(store),))
+    task = asyncio.create_task(ears.run(stopping))
+    try:
+        await soon(lambda: ears.connected)
+        yield ears
+    finally:
+        stopping.set()
+        await task
+
+
+def test_a_change_on_one_server_is_told_on_another_at_once(tmp_path, monkeypatch):
+    """Reading every so often is switched off: what is heard was told."""
+    monkeypatch.setattr(changes, "QUIET_SECONDS", 3600.0)
+    url = databases.new("postgresql", tmp_path)
+
+    async def work():
+        async with stores(url, 2) as (here, there):
+            heard = []
+            async with hearing(there, heard) as ears:
+                await asyncio.sleep(0.1)
+                await write(here, "a")
+                await soon(lambda: heard == ["a"])
+                databases_cut = asyncio.to_thread(databases.cut_connections, url)
+                await databases_cut  # the line is lost, and what happens meanwhile is not told to anybody
+                await soon(lambda: not ears.connected)
+                await write(here, "b")
+                await soon(lambda: heard == ["a", "b"])
+                await soon(lambda: ears.connected)
+                await write(here, "c")
+                await soon(lambda: heard == ["a", "b", "c"])
+
+    asyncio.run(work())
+
+
+def test_control_without_a_line_nothing_is_told_before_the_next_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(changes, "POLL_SECONDS", 3600.0)
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 2) as (here, there):
+            heard, stopping = [], asyncio.Event()
+            ears = Ears(there, heard.extend)
+            task = asyncio.create_task(ears.run(stopping))
+            await asyncio.sleep(0.3)
+            await write(here, "a")
+            await asyncio.sleep(0.5)
+            assert heard == []
+            ears.nudge()
+            await soon(lambda: heard == ["a"])
+            stopping.set()
+            await task
+
+    asyncio.run(work())
+
+
+def test_a_duty_has_one_leader_and_goes_over_when_that_one_dies(tmp_path):
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 2) as made:
+            first, second = map(Leader, made)
+            assert await first.leads("alerts")
+            assert not await second.leads("alerts")
+            assert await second.leads("commands")  # another duty is another lock
+            assert await first.leads("alerts")
+            await asyncio.to_thread(databases.cut_connections, made[0].url)
+            with pytest.raises(OperationError):
+                await first.leads("alerts")  # it does not believe that it leads
+            with pytest.raises(OperationError):
+                await second.leads("alerts")
+            assert await second.leads("alerts")
+            assert not await first.leads("alerts")
+            await second.resign()
+            assert await first.leads("alerts")
+            await first.resign()
+
+    asyncio.run(work())
+
+
+def test_on_sqlite_whoever_asks_leads(tmp_path):
+    async def work():
+        async with stores(databases.new("sqlite", tmp_path), 2) as made:
+            assert [await Leader(store).leads("alerts") for store in made] == [True, True]
+
+    asyncio.run(work())
+
+
+@contextlib.asynccontextmanager
+async def replicas(directory, url, *clocks):
+    home, opened = FleetHome(directory), []
+    await serve.prepare(home, SystemClock(), serve.Options(database=url))
+    for clock in clocks:
+        fleet = Fleet.open(home, clock)
+        await fleet.clock.settle()
+        opened.append(fleet)
+    try:
+        yield opened
+    finally:
+        for fleet in opened:
+            await fleet.store.close()
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["the database's", "control: each its own"])
+def test_what_has_ended_has_ended_for_every_server(tmp_path, settled, monkeypatch):
+    """One machine's clock is two hours slow: a token that ended would be good for two hours more there."""
+    if not settled:
+        monkeypatch.setattr(FleetClock, "settle", lambda _: asyncio.sleep(0))
+
+    async def work():
+        url = databases.new("postgresql", tmp_path)
+        async with replicas(tmp_path / "fleet", url, SystemClock(), Ahead(-7200.0)) as (right, slow):
+            made = await enrolment.create_token(right, Wanted("till", seconds=-60.0), "test")
+            async with slow.store.write() as connection:
+                await enrolment.open_token(connection, made.token, slow.clock.wall())
+
+    if settled:
+        with pytest.raises(NotAuthorisedError):
+            asyncio.run(work())
+    else:
+        asyncio.run(work())
+
+
+def test_a_clock_that_is_right_is_left_alone(tmp_path):
+    async def work():
+        async with replicas(tmp_path / "fleet", databases.new("postgresql", tmp_path), Ahead(0.0), Ahead(90.0)) as two:
+            return [await fleet.clock.settle() for fleet in two]
+
+    right, wrong = asyncio.run(work())
+    assert abs(right) < 1.0
+    assert -91.0 < wrong < -89.0
+
+
+def test_a_database_of_another_fleet_is_refused(tmp_path, url):
+    async def fill(directory):
+        home = FleetHome(directory)
+        await serve.prepare(home, SystemClock(), serve.Options(database=url))
+        fleet = Fleet.open(home, SystemClock())
+        await enrolment.create_token(fleet, Wanted("till"), "test")
+        await fleet.store.close()
+
+    asyncio.run(fill(tmp_path / "first"))
+    asyncio.run(fill(tmp_path / "first"))  # its own is not
+    with pytest.raises(OperationError, match="another fleet"):
+        asyncio.run(fill(tmp_path / "second"))
+    assert not FleetHome(tmp_path / "second").exists
+
+
+def test_the_lock_of_a_duty_fits_postgresql(tmp_path):
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 1) as (store,):
+            leader = Leader(store)
+            for number in range(8):
+                assert await leader.leads(f"duty-{number}")
+            locks = sa.text("SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory'")
+            async with store.read() as connection:
+                assert (await connection.execute(locks)).scalar() == 8
+            await leader.resign()
+
+    asyncio.run(work())
+
+
+def test_the_table_of_changes_knows_transactions(tmp_path):
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 1) as (store,):
+            await write(store, "a", "b")
+            async with store.read() as connection:
+                rows = (await connection.execute(sa.select(tables.change.c.xact))).scalars().all()
+            assert rows[0] == rows[1] > 0
+
+    asyncio.run(work())
