@@ -62,7 +62,9 @@ def test_the_first_start_lets_the_first_owner_in_and_the_console_brings_them_bac
         code, told = admin(directory, "invite", "admin", "--url", origin)
         assert code == 0
         join(driver, told["link"])
-    assert admin(directory, "list")[1]["people"] == [{"name": "admin", "role": "owner", "state": "active"}]
+    assert admin(directory, "list")[1]["people"] == [
+        {"name": "admin", "role": "owner", "state": "active", "email": None}
+    ]
 
 
 def test_the_last_owner_stays_and_wrong_names_are_told(server):

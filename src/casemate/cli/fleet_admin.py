@@ -43,7 +43,23 @@ def invite(*, name: str, directory: Path | None, role: str, url: str | None, as_
 def list_people(*, directory: Path | None, as_json: bool) -> None:
     """List the people and their roles."""
     rows = on_console(directory, lambda console: console.list_people())
-    emit({"people": rows}, as_json=as_json, text=table([list(row.values()) for row in rows], ("name", "role", "state")))
+    shown = [[row["name"], row["role"], row["state"], row["email"] or "-"] for row in rows]
+    emit({"people": rows}, as_json=as_json, text=table(shown, ("name", "role", "state", "e-mail")))
+
+
+@command.command()
+@click.argument("name")
+@click.argument("address")
+@dir_option
+@json_option
+def email(*, name: str, address: str, directory: Path | None, as_json: bool) -> None:
+    """Note the e-mail ADDRESS of NAME ("none": they have none).
+
+    Approvals that wait for them are told there, and a sign-in provider that verified the address lets them in as NAME.
+    """
+    given = "" if address == "none" else address
+    stored = on_console(directory, lambda console: console.set_email(name, given))
+    emit({"name": name, "email": stored}, as_json=as_json, text=f"{name}: {stored or 'no address'}")
 
 
 @command.command()

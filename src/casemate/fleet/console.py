@@ -21,6 +21,7 @@ from casemate.errors import OperationError, PolicyDeniedError
 from casemate.fleet import backup as backups
 from casemate.fleet import devices, enrolment, listing, pki, serve, states, webhook
 from casemate.fleet.accounts import people
+from casemate.fleet.accounts.entry import CALLBACK
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.api import tokens
 from casemate.fleet.audit import Act
@@ -123,8 +124,7 @@ class Console:
 
     async def invite(self, name: str, role: Role, url: str | None) -> str:
         """Make the one-time link for a person; *url* is the address people open."""
-        settings = msgspec.structs.replace(self.fleet.settings, people_url=url or self.fleet.settings.people_url)
-        origin = serve.relying_party(settings, port=serve.PEOPLE_PORT).origin
+        origin = self._origin(url)
         now = self.fleet.clock.wall()
         async with self.fleet.store.write() as connection:
             token = await people.invite(connection, name, role, now)
@@ -132,12 +132,29 @@ class Console:
             await self.fleet.audit.append(connection, act, now)
         return f"{origin}/join/{token}"
 
+    def callback_url(self) -> str:
+        """Return where a sign-in provider sends people back to."""
+        return self._origin(None) + CALLBACK
+
+    def _origin(self, url: str | None) -> str:
+        settings = msgspec.structs.replace(self.fleet.settings, people_url=url or self.fleet.settings.people_url)
+        return serve.relying_party(settings, port=serve.PEOPLE_PORT).origin
+
     async def list_people(self) -> list[dict[str, Any]]:
         """Return everybody, with role and state."""
         user = tables.user.c
         async with self.fleet.store.read() as connection:
-            rows = await connection.execute(sa.select(user.name, user.role, user.state).order_by(user.name))
+            rows = await connection.execute(sa.select(user.name, user.role, user.state, user.email).order_by(user.name))
             return [dict(row) for row in rows.mappings()]
+
+    async def set_email(self, name: str, address: str) -> str:
+        """Note the e-mail address of somebody ("": none)."""
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            stored = await people.set_email(connection, name, address)
+            act = Act(self.actor, "person.email", detail={"name": name, "email": stored})
+            await self.fleet.audit.append(connection, act, now)
+        return stored
 
     async def disable_person(self, name: str) -> None:
         """Let somebody in no more."""

@@ -6,6 +6,7 @@ ca/                root.pem, root.key (until it is taken offline), intermediate-
 keys/              commands.key  signs commands: only the people's side opens it
                    witness.key   cosigns journals        audit.key  signs the fleet's own log
                    ear.key       signs attestation results
+                   oidc.key      the secret we share with the sign-in provider
 tls/               the listeners' certificate and key
 """
 
@@ -28,6 +29,19 @@ _SETTINGS: Final = "settings.json"
 _MAX_FILE: Final = 1 << 20
 
 
+class OidcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A provider that people may sign in with (OpenID Connect)."""
+
+    issuer: str
+    client_id: str
+    label: str = "single sign-on"
+    """What the button says."""
+    role_claim: str = ""
+    roles: tuple[tuple[str, str], ...] = ()
+    """Values of that claim and the role each gives; the first that fits counts. None: only people who are known."""
+    has_secret: bool = False
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the server must remember between two starts."""
 
@@ -40,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The address people open, https://HOST[:PORT]; passkeys belong to its host. Empty: where the listener is."""
     webhook: str = ""
     """Where alerts are posted; empty: nowhere."""
+    oidc: OidcSettings | None = None
     schema: int = 1
 
 
@@ -55,6 +70,7 @@ class FleetHome:
         self.charter = self.ca / "charter.json"
         self.root = self.ca / "root.pem"
         self.webhook_key = self.keys / "webhook.key"
+        self.oidc_key = self.keys / "oidc.key"
         self.settings_file = self.path / _SETTINGS
 
     @property

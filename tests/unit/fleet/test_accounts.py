@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from casemate.errors import BusyError, NotAuthorisedError, UsageError
-from casemate.fleet.accounts import passkeys, people, roles, sessions
+from casemate.fleet.accounts import ceremonies, people, roles, sessions
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.accounts.roles import PERMISSIONS, Permission, Role
 from casemate.fleet.store import schema, tables
@@ -135,7 +135,7 @@ def test_ceremonies_end_and_are_for_one_purpose(run):
         run(people.finish_proof, PARTY, person, handle=begun.handle, answer=key.get(begun.options), now=NOW)
     late = run(people.begin_login, PARTY, NOW)
     with pytest.raises(NotAuthorisedError, match="too long"):
-        run(people.finish_login, PARTY, late.handle, key.get(late.options), NOW + passkeys.TIME + 1)
+        run(people.finish_login, PARTY, late.handle, key.get(late.options), NOW + ceremonies.TIME + 1)
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b'{"id":3}', b"[" * 9000, b"{" + b" " * 40_000, b"\xff"])

@@ -1,4 +1,4 @@
-"""Passkeys: the ceremonies of WebAuthn (Level 2), each with a challenge that is used once.
+"""Passkeys: what the browser is asked for and what its answer must hold (WebAuthn Level 2).
 
 The person must be verified by the authenticator (PIN, finger), so a passkey alone is two factors. Attestation is not
 asked for: who made the authenticator decides nothing here.
@@ -7,15 +7,11 @@ asked for: who made the authenticator decides nothing here.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import secrets
 from typing import Any, Final
 
 import msgspec
-import sqlalchemy as sa
 import webauthn
-from sqlalchemy.ext.asyncio import AsyncConnection
 from webauthn.helpers import bytes_to_base64url
 from webauthn.helpers.exceptions import WebAuthnException
 from webauthn.helpers.structs import (
@@ -26,10 +22,7 @@ from webauthn.helpers.structs import (
 )
 
 from casemate.errors import NotAuthorisedError
-from casemate.fleet.store import tables
 
-TIME: Final = 300.0
-"""Seconds a ceremony may take."""
 _ANSWER_LIMIT: Final = 32 * 1024
 _REFUSED: Final = "the passkey was not accepted"
 
@@ -50,14 +43,6 @@ class Passkey:
     credential_id: str
     public_key: bytes
     sign_count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Ceremony:
-    """One that was begun. *subject*: whom it is about: an invitation, a user, or nobody known yet."""
-
-    challenge: bytes
-    subject: str
 
 
 def registration_options(
@@ -162,41 +147,3 @@ def _parsed(answer: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise NotAuthorisedError(_REFUSED)
     return value
-
-
-# --- challenges: made once, used once --------------------------------------------------------------------------------
-
-
-async def begin(connection: AsyncConnection, purpose: str, subject: str, now: float) -> tuple[str, bytes]:
-    """Begin a ceremony for *purpose*; returns its handle (for a cookie) and its challenge."""
-    handle, challenge = secrets.token_urlsafe(24), secrets.token_bytes(32)
-    await connection.execute(sa.delete(tables.ceremony).where(tables.ceremony.c.expires < now))
-    await connection.execute(
-        sa.insert(tables.ceremony).values(
-            digest=_digest(handle), purpose=purpose, subject=subject, challenge=challenge, expires=now + TIME
-        )
-    )
-    return handle, challenge
-
-
-async def take(connection: AsyncConnection, handle: str, purpose: str, now: float) -> Ceremony:
-    """Return the ceremony of *handle*, which ends with this: a second answer finds nothing.
-
-    Raises:
-        NotAuthorisedError: there is none, it is for something else, or it took too long.
-
-    """
-    ceremony = tables.ceremony.c
-    gone = (
-        sa.delete(tables.ceremony)
-        .where(ceremony.digest == _digest(handle), ceremony.purpose == purpose, ceremony.expires >= now)
-        .returning(ceremony.challenge, ceremony.subject)
-    )
-    row = (await connection.execute(gone)).one_or_none()
-    if row is None:
-        raise NotAuthorisedError("this took too long, or was done already", hint="start again")
-    return Ceremony(bytes(row.challenge), row.subject)
-
-
-def _digest(handle: str) -> str:
-    return hashlib.sha256(handle.encode("utf-8", "surrogatepass")).hexdigest()

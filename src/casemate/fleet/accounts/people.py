@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import secrets
 import uuid
 from typing import Any, Final
@@ -15,14 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, UsageError
-from casemate.fleet.accounts import passkeys, sessions
+from casemate.fleet.accounts import ceremonies, passkeys, sessions
 from casemate.fleet.accounts.passkeys import Passkey, RelyingParty
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.accounts.sessions import Person
-from casemate.fleet.store import tables
+from casemate.fleet.store import desk, tables
 
 INVITATION: Final = 24 * 3600.0
 _NAME_LIMIT: Final = 64
+_EMAIL: Final = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ async def begin_joining(connection: AsyncConnection, party: RelyingParty, token:
 
     """
     name, _ = await invited(connection, token, now)
-    handle, challenge = await passkeys.begin(connection, "join", _digest(token), now)
+    handle, challenge = await ceremonies.begin(connection, "join", _digest(token), now)
     options = passkeys.registration_options(party, challenge, str(uuid.uuid4()), name, [])
     return Begun(handle, options)
 
@@ -101,7 +103,7 @@ async def finish_joining(
         NotAuthorisedError: the passkey was refused, or the invitation was used meanwhile.
 
     """
-    ceremony = await passkeys.take(connection, handle, "join", now)
+    ceremony = await ceremonies.take(connection, handle, "join", now)
     passkey = passkeys.verify_registration(party, ceremony.challenge, answer)
     invitation = tables.invitation.c
     use = (
@@ -123,6 +125,7 @@ async def _person_for(connection: AsyncConnection, name: str, role: str, now: fl
     known = (await connection.execute(sa.select(tables.user.c.id).where(tables.user.c.name == name))).scalar()
     if known:
         await connection.execute(sa.delete(tables.passkey).where(tables.passkey.c.user_id == known))
+        await connection.execute(sa.delete(desk.oidc_identity).where(desk.oidc_identity.c.user_id == known))
         await sessions.end_all(connection, known)
         await connection.execute(
             sa.update(tables.user).where(tables.user.c.id == known).values(state="active", role=role)
@@ -156,7 +159,7 @@ async def _keep(connection: AsyncConnection, user_id: str, passkey: Passkey, nam
 
 async def begin_adding(connection: AsyncConnection, party: RelyingParty, person: Person, now: float) -> Begun:
     """Begin to give *person* another passkey."""
-    handle, challenge = await passkeys.begin(connection, "add", person.id, now)
+    handle, challenge = await ceremonies.begin(connection, "add", person.id, now)
     known = await credentials(connection, person.id)
     return Begun(handle, passkeys.registration_options(party, challenge, person.id, person.name, known))
 
@@ -177,7 +180,7 @@ async def finish_adding(
         NotAuthorisedError: it was refused, or the ceremony is another person's.
 
     """
-    ceremony = await passkeys.take(connection, handle, "add", now)
+    ceremony = await ceremonies.take(connection, handle, "add", now)
     if ceremony.subject != person.id:
         raise NotAuthorisedError("this was begun by somebody else", hint="start again")
     passkey = passkeys.verify_registration(party, ceremony.challenge, answer)
@@ -195,7 +198,7 @@ async def credentials(connection: AsyncConnection, user_id: str) -> list[str]:
 
 async def begin_login(connection: AsyncConnection, party: RelyingParty, now: float) -> Begun:
     """Begin to sign somebody in; who it is, the passkey says."""
-    handle, challenge = await passkeys.begin(connection, "login", "", now)
+    handle, challenge = await ceremonies.begin(connection, "login", "", now)
     return Begun(handle, passkeys.login_options(party, challenge))
 
 
@@ -208,14 +211,14 @@ async def finish_login(
         NotAuthorisedError: the passkey is unknown or was refused, or its owner was disabled.
 
     """
-    ceremony = await passkeys.take(connection, handle, "login", now)
+    ceremony = await ceremonies.take(connection, handle, "login", now)
     user_id, name, _ = await _shown(connection, party, ceremony.challenge, answer, now)
     return name, await sessions.begin(connection, user_id, now)
 
 
 async def begin_proof(connection: AsyncConnection, party: RelyingParty, person: Person, now: float) -> Begun:
     """Begin to ask *person* for a passkey again, before something dangerous."""
-    handle, challenge = await passkeys.begin(connection, "prove", person.id, now)
+    handle, challenge = await ceremonies.begin(connection, "prove", person.id, now)
     return Begun(handle, passkeys.login_options(party, challenge, await credentials(connection, person.id)))
 
 
@@ -228,7 +231,7 @@ async def finish_proof(
         NotAuthorisedError: it was refused, or is another person's.
 
     """
-    ceremony = await passkeys.take(connection, handle, "prove", now)
+    ceremony = await ceremonies.take(connection, handle, "prove", now)
     user_id, _, credential = await _shown(connection, party, ceremony.challenge, answer, now)
     if user_id != person.id or ceremony.subject != person.id:
         raise NotAuthorisedError("this is another person's passkey", hint="use your own, or sign in as them")
@@ -279,6 +282,39 @@ async def disable(connection: AsyncConnection, name: str) -> None:
     await connection.execute(sa.delete(tables.passkey).where(tables.passkey.c.user_id == row.id))
     await connection.execute(sa.delete(tables.api_token).where(tables.api_token.c.user_id == row.id))
     await sessions.end_all(connection, row.id)
+
+
+async def set_email(connection: AsyncConnection, name: str, address: str) -> str:
+    """Note the e-mail address of *name* ("": none); returns it as it is stored.
+
+    Approvals that wait for them are told there, and a sign-in provider that verified it may let them in as *name*.
+
+    Raises:
+        NotFoundError: there is nobody of that name.
+        BusyError: it is somebody else's.
+
+    """
+    user, stored = tables.user.c, parse_email(address) if address else None
+    taken = sa.select(user.name).where(user.email == stored, user.name != name)
+    if stored and (await connection.execute(taken)).first() is not None:
+        raise BusyError("this address is somebody else's already")
+    done = await connection.execute(sa.update(tables.user).where(user.name == name).values(email=stored))
+    if not done.rowcount:
+        raise NotFoundError(f"there is nobody called {name!r}")
+    return stored or ""
+
+
+def parse_email(text: str) -> str:
+    """Return an e-mail address as it is stored: lower case, and nothing that could become a second header.
+
+    Raises:
+        UsageError: it is none.
+
+    """
+    address = text.strip().lower()
+    if len(address) > desk.EMAIL or not _EMAIL.fullmatch(address):
+        raise UsageError(f"{text[:60]!r} is no e-mail address", hint="NAME@HOST")
+    return address
 
 
 def parse_person(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How long somebody who showed a passkey is believed: a random cookie, of which only the digest is stored."""
+"""How long somebody who proved who they are is believed: a random cookie, of which only the digest is stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOUCH: Final = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Who asks. *proved*: when they last showed a passkey, seconds since the epoch."""
+    """Who asks. *proved*: when they last proved themselves (a passkey, or to their provider), since the epoch."""
 
     id: str
     name: str
@@ -40,13 +40,21 @@ def digest(cookie: str) -> str:
     return hashlib.sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-async def begin(connection: AsyncConnection, user_id: str, now: float) -> str:
-    """Make a session for *user_id*, who just showed a passkey; returns its cookie. Old sessions are swept."""
+async def begin(connection: AsyncConnection, user_id: str, now: float, *, proved: float | None = None) -> str:
+    """Make a session for *user_id*, who proved themselves at *proved* (now: a passkey); returns its cookie.
+
+    Old sessions are swept.
+    """
     cookie = secrets.token_urlsafe(32)
     await connection.execute(sa.delete(tables.session).where(tables.session.c.expires < now))
     await connection.execute(
         sa.insert(tables.session).values(
-            digest=digest(cookie), user_id=user_id, created=now, used=now, expires=now + LIFETIME, proved=now
+            digest=digest(cookie),
+            user_id=user_id,
+            created=now,
+            used=now,
+            expires=now + LIFETIME,
+            proved=now if proved is None else proved,
         )
     )
     return cookie

@@ -40,13 +40,18 @@ metadata = MetaData(
     }
 )
 _Serial: Final = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY counts up by itself there
+serial_type: Final = _Serial
 _ID: Final = String(36)
 _NAME: Final = String(128)
 
 
-def _table(name: str, *parts: Any) -> Table:
+def table(name: str, *parts: Any) -> Table:
+    """Return a table of ours: with the tenant in it. Tables of a noun of its own stand beside this module."""
     tenant: Column[int] = Column("tenant_id", Integer, nullable=False, server_default=str(TENANT))
     return Table(name, metadata, *parts, tenant)
+
+
+_table = table  # as it is called in here
 
 
 device = _table(
@@ -347,6 +352,8 @@ alert = _table(
     Column("sent", Float),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("next_attempt", Float, nullable=False, server_default="0"),
+    Column("mailed", Float),
+    Index("ix_alert_mailed", "mailed"),
     Index("ix_alert_open", "closed", "kind", "device_id"),
     Index("ix_alert_unsent", "sent", "next_attempt"),
 )
@@ -358,6 +365,8 @@ user = _table(
     Column("role", String(32), nullable=False),
     Column("state", String(16), nullable=False),  # invited | active | disabled
     Column("created", Float, nullable=False),
+    Column("email", String(254)),  # lower case; where approvals are told, and who they are to a sign-in provider
+    Index("ix_user_email", "email", unique=True),
 )
 
 passkey = _table(
@@ -406,12 +415,13 @@ invitation = _table(  # the one-time link of the first admin, and of one who los
     Column("used", Float),
 )
 
-ceremony = _table(  # a WebAuthn ceremony that was begun; its answer deletes it
+ceremony = _table(  # something a browser was sent to do (a passkey, a provider); its answer deletes it
     "ceremony",
     Column("digest", String(64), primary_key=True),  # SHA-256 of the handle in the cookie
     Column("purpose", String(16), nullable=False),
     Column("subject", String(64), nullable=False),
     Column("challenge", LargeBinary, nullable=False),
+    Column("context", LargeBinary),  # what the end of it needs again
     Column("expires", Float, nullable=False),
     Index("ix_ceremony_expires", "expires"),
 )

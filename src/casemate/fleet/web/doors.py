@@ -8,9 +8,10 @@ import msgspec
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
-from casemate.fleet.accounts import passkeys, people, sessions
+from casemate.fleet.accounts import ceremonies, entry, people, sessions
 from casemate.fleet.accounts.people import Begun
 from casemate.fleet.audit import Act
+from casemate.fleet.web import oidc
 from casemate.fleet.web.visit import CEREMONY, COOKIE, Visit, json_answer, own_path
 
 _STRICT: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True}
@@ -28,7 +29,7 @@ async def show_sign_in(visit: Visit) -> Response:
     after = own_path(visit.form.get("next", "/"))
     if visit.person is not None:
         return RedirectResponse(after, 303)
-    return visit.page("sign_in.html", next=after)
+    return visit.page("sign_in.html", next=after, provider=oidc.button(visit, "/sign-in/oidc", after))
 
 
 async def begin_sign_in(visit: Visit) -> Response:
@@ -76,8 +77,14 @@ async def finish_join(visit: Visit) -> Response:
 
 
 async def show_prove(visit: Visit) -> Response:
-    """Ask for the passkey again."""
-    return visit.page("prove.html", next=own_path(visit.form.get("next", "/")), minutes=int(sessions.PROOF // 60))
+    """Ask for the passkey again, or for a new sign-in at the provider."""
+    after, settings = own_path(visit.form.get("next", "/")), oidc.settings_of(visit)
+    async with visit.site.fleet.store.read() as connection:
+        passkeys = bool(await people.credentials(connection, visit.who.id))
+        linked = settings is not None and await entry.is_linked(connection, visit.who.id, settings.issuer)
+    provider = oidc.button(visit, "/prove/oidc", after) if linked else None
+    minutes = int(sessions.PROOF // 60)
+    return visit.page("prove.html", next=after, minutes=minutes, passkeys=passkeys, provider=provider)
 
 
 async def begin_prove(visit: Visit) -> Response:
@@ -138,7 +145,7 @@ async def sign_out(visit: Visit) -> Response:
 
 def _begun(begun: Begun) -> Response:
     answer = json_answer({"options": begun.options})
-    answer.set_cookie(CEREMONY, begun.handle, max_age=int(passkeys.TIME), samesite="strict", **_STRICT)
+    answer.set_cookie(CEREMONY, begun.handle, max_age=int(ceremonies.TIME), samesite="strict", **_STRICT)
     return answer
 
 

@@ -160,9 +160,11 @@ async def _people(visit: Visit, link: str) -> Response:
     user, passkey = tables.user.c, tables.passkey.c
     rows = await _rows(
         visit,
-        sa.select(user.id, user.name, user.role, user.state, user.created, sa.func.max(passkey.used).label("used"))
+        sa.select(
+            user.id, user.name, user.role, user.state, user.email, user.created, sa.func.max(passkey.used).label("used")
+        )
         .join(tables.passkey, passkey.user_id == user.id, isouter=True)
-        .group_by(user.id, user.name, user.role, user.state, user.created)
+        .group_by(user.id, user.name, user.role, user.state, user.email, user.created)
         .order_by(user.name),
     )
     own = await _rows(
@@ -201,6 +203,16 @@ async def disable(visit: Visit) -> Response:
     async with fleet.store.write() as connection:
         await people.disable(connection, name)
         await fleet.audit.append(connection, Act(visit.who.name, "person.disabled", detail={"name": name}), visit.now)
+    return RedirectResponse("/people", 303)
+
+
+async def set_email(visit: Visit) -> Response:
+    """Note where somebody is told of what waits for them, and who they are to a sign-in provider."""
+    fleet, name = visit.site.fleet, visit.field("name", 64)
+    async with fleet.store.write() as connection:
+        address = await people.set_email(connection, name, visit.field("email", 254))
+        detail = {"name": name, "email": address}
+        await fleet.audit.append(connection, Act(visit.who.name, "person.email", detail=detail), visit.now)
     return RedirectResponse("/people", 303)
 
 

@@ -13,13 +13,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from casemate.fleet.accounts import sessions
+from casemate.fleet.accounts.entry import CALLBACK
 from casemate.fleet.accounts.passkeys import RelyingParty
+from casemate.fleet.accounts.provider import Provider
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.changes import ChangeReader
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.states import Event
-from casemate.fleet.web import devices, doors, records, render
+from casemate.fleet.web import devices, doors, oidc, records, render
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
 _YEAR: Final = "public, max-age=31536000, immutable"
@@ -30,7 +32,7 @@ _KEEP_ALIVE: Final = 20
 
 def attach(app: Starlette, fleet: Fleet, commander: Commander, party: RelyingParty) -> None:
     """Give *app* the console."""
-    app.state.site = Site(fleet, commander, party)
+    app.state.site = Site(fleet, commander, party, Provider(fleet.clock))
     app.router.routes.extend(routes())
     app.add_middleware(EveryAnswer)
 
@@ -43,11 +45,14 @@ def routes() -> list[BaseRoute]:
         door("GET", "/sign-in", doors.show_sign_in),
         door("POST", "/sign-in/begin", doors.begin_sign_in),
         door("POST", "/sign-in/finish", doors.finish_sign_in),
+        door("GET", "/sign-in/oidc", oidc.begin_sign_in),
+        door("GET", CALLBACK, oidc.callback),
         door("POST", "/join/finish", doors.finish_join),
         door("GET", "/join/{token}", doors.show_join),
         door("POST", "/join/{token}/begin", doors.begin_join),
         door("POST", "/sign-out", doors.sign_out),
         page("/prove", read, doors.show_prove),
+        page("/prove/oidc", read, oidc.begin_prove),
         action("/prove/begin", read, doors.begin_prove),
         action("/prove/finish", read, doors.finish_prove),
         page("/", read, devices.overview),
@@ -72,8 +77,10 @@ def routes() -> list[BaseRoute]:
         page("/people", read, records.show_people),
         action("/people/invite", people, records.invite),
         action("/people/disable", people, records.disable),
-        action("/people/passkey/begin", read, doors.begin_passkey),
-        action("/people/passkey/finish", read, doors.finish_passkey),
+        action("/people/email", people, records.set_email),
+        # who has only stolen a session must not make it a passkey of their own
+        action("/people/passkey/begin", read, doors.begin_passkey, proof=True),
+        action("/people/passkey/finish", read, doors.finish_passkey, proof=True),
     ]
 
 

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from casemate.errors import CasemateError, NotAuthorisedError, OperationError, UsageError
 from casemate.fleet.accounts import roles, sessions
 from casemate.fleet.accounts.passkeys import RelyingParty
+from casemate.fleet.accounts.provider import Provider
 from casemate.fleet.accounts.roles import NEEDS_PROOF, Permission
 from casemate.fleet.accounts.sessions import Person
 from casemate.fleet.commands import Commander
@@ -57,6 +58,7 @@ class Site:
     fleet: Fleet
     commander: Commander
     party: RelyingParty
+    provider: Provider
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +135,19 @@ def page(path: str, permission: Permission, handler: Handler) -> Route:
     return _route("GET", path, handler, permission)
 
 
-def action(path: str, permission: Permission, handler: Handler) -> Route:
-    """Return a route that changes something."""
-    return _route("POST", path, handler, permission)
+def action(path: str, permission: Permission, handler: Handler, *, proof: bool | None = None) -> Route:
+    """Return a route that changes something; *proof*: as `NEEDS_PROOF` says, unless it is given."""
+    return _route("POST", path, handler, permission, permission in NEEDS_PROOF if proof is None else proof)
 
 
-def _route(method: str, path: str, handler: Handler, permission: Permission | None) -> Route:
+def _route(method: str, path: str, handler: Handler, permission: Permission | None, proof: bool = False) -> Route:  # noqa: FBT001, FBT002 - a column of the table
     async def answer(request: Request) -> Response:
         site: Site = request.app.state.site
         try:
-            response = await _answered(site, request, handler, permission)
+            response = await _answered(site, request, handler, permission, proof=proof)
         except _SignIn as asked:
-            response = RedirectResponse(asked.path, 303)
+            script = request.headers.get("content-type", "").startswith("application/json")
+            response = json_answer({"next": asked.path}) if script else RedirectResponse(asked.path, 303)
         except CasemateError as error:
             response = await _refused(request, error)
         except Exception:  # noqa: BLE001 - the edge: a page that says nothing, a trace in our own log
@@ -163,7 +166,9 @@ class _SignIn(Exception):  # noqa: N818 - it is an answer
         self.path = path
 
 
-async def _answered(site: Site, request: Request, handler: Handler, permission: Permission | None) -> Response:
+async def _answered(
+    site: Site, request: Request, handler: Handler, permission: Permission | None, *, proof: bool
+) -> Response:
     body = await read_body(request)
     person = await _person(site, request)
     if request.method == "POST":
@@ -172,7 +177,7 @@ async def _answered(site: Site, request: Request, handler: Handler, permission: 
         if person is None:
             raise _SignIn(f"/sign-in?next={quote(_way_back(request), safe='')}")
         roles.require(person.role, permission)
-        if request.method == "POST" and permission in NEEDS_PROOF and not person.has_proved(site.fleet.clock.wall()):
+        if proof and not person.has_proved(site.fleet.clock.wall()):
             raise _SignIn(f"/prove?next={quote(_way_back(request), safe='')}")
     return await handler(Visit(site, request, person, _form(request, body), body))
 

@@ -27,7 +27,8 @@ function shown(credential) {
 }
 
 async function ceremony(form) {
-  const { options } = await post(form.dataset.begin);
+  const { options, next } = await post(form.dataset.begin);
+  if (!options) return location.assign(next);
   options.challenge = bytes(options.challenge);
   const known = (list) => (list ?? []).map((one) => ({ ...one, id: bytes(one.id) }));
   let answer;
