@@ -22,6 +22,7 @@ from casemate.fleet.accounts.roles import Role
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
 from casemate.fleet.web import routes
+from support import console_fleet
 from support.fleet_site import browser, running
 
 pytestmark = [
@@ -29,7 +30,9 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("chromium"), reason="apt install chromium chromium-driver"),
 ]
 AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
-PAGES = ("/", "/devices", "/enrolment", "/policies", "/grants", "/alerts", "/audit", "/people")
+PAGES = (
+    "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,12 @@ def ada(site):
     with browser() as driver:
         join(driver, site.invite())
         yield driver
+
+
+@pytest.fixture(scope="module")
+def seeded(site):
+    """Put something on every page."""
+    return console_fleet.seed(site, devices=14, days=2)
 
 
 def join(driver, link):
@@ -313,12 +322,11 @@ def test_a_hundred_devices_come_in_pages_and_a_search_finds_one(site, ada):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_page_is_clean_to_axe_and_quiet_in_the_log(site, ada, theme):
-    device = site.add_device(f"axe-{theme}")
+def test_every_page_is_clean_to_axe_and_quiet_in_the_log(site, ada, seeded, theme):
     ada.get(site.origin)
     ada.execute_script("localStorage.setItem('theme', arguments[0])", theme)
     ada.get_log("browser")
-    for target in (*PAGES, f"/devices/{device}", "/prove", "/join/x"):
+    for target in (*PAGES, f"/devices/{seeded.device}", "/inventory?name=l", "/prove", "/join/x"):
         ada.get(site.origin + target)
         ada.execute_script(AXE.read_text())
         found = ada.execute_async_script("const done = arguments[0]; axe.run().then((told) => done(told.violations));")
@@ -328,11 +336,11 @@ def test_every_page_is_clean_to_axe_and_quiet_in_the_log(site, ada, theme):
     ada.execute_script("localStorage.removeItem('theme')")
 
 
-def test_it_works_on_a_phone_and_by_keyboard(site, ada):
+def test_it_works_on_a_phone_and_by_keyboard(site, ada, seeded):
     size = ada.get_window_size()
     ada.set_window_size(400, 800)
     try:
-        for target in PAGES:
+        for target in (*PAGES, f"/devices/{seeded.device}"):
             ada.get(site.origin + target)
             wide = ada.execute_script("return document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, target
@@ -340,13 +348,49 @@ def test_it_works_on_a_phone_and_by_keyboard(site, ada):
         assert ada.switch_to.active_element.text == "Skip to the content"
         ada.switch_to.active_element.send_keys(Keys.ENTER)
         assert ada.execute_script("return location.hash") == "#content"
+        assert not ada.find_element(By.ID, "menu").is_displayed()
+        ada.find_element(By.CSS_SELECTOR, "[data-menu]").send_keys(Keys.ENTER)
+        ada.find_element(By.LINK_TEXT, "Health").send_keys(Keys.ENTER)
+        until(ada, lambda: path(ada) == "/health")
     finally:
         ada.set_window_size(size["width"], size["height"])
 
 
-def test_a_page_is_light(site, ada):
-    ada.get(f"{site.origin}/devices")
-    bytes_ = ada.execute_script(
-        "return performance.getEntries().filter((e) => e.encodedBodySize).reduce((n, e) => n + e.encodedBodySize, 0)"
+def test_no_page_is_heavy(site, ada, seeded):
+    entries = "return performance.getEntries().reduce((sum, one) => sum + (one.encodedBodySize || 0), 0)"
+    for target in (*PAGES, f"/devices/{seeded.device}"):
+        ada.get(site.origin + target)
+        assert 0 < ada.execute_script(entries) <= 250_000, target
+
+
+# --- the fleet in numbers ---------------------------------------------------------------------------------------------
+
+
+def test_the_devices_that_run_an_engine_are_one_search_away(site, ada, seeded):
+    ada.get(f"{site.origin}/inventory")
+    ada.find_element(By.NAME, "name").send_keys("llama.c")
+    until(
+        ada,
+        lambda: [row.text for row in ada.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(2)")] == ["b6082", "b6097"],
     )
-    assert 0 < bytes_ <= 250_000
+    ada.find_elements(By.CSS_SELECTOR, "tbody td.end a")[1].click()
+    until(ada, lambda: path(ada) == "/devices")
+    assert "that have llama.cpp b6097" in words(ada)
+    assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) == 3
+    ada.find_element(By.ID, "search").send_keys("till-detmold")
+    until(ada, lambda: len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) == 1)
+
+
+def test_the_health_of_the_fleet_is_drawn_and_told(site, ada, seeded):
+    ada.get(f"{site.origin}/health")
+    until(ada, lambda: len(ada.find_elements(By.CSS_SELECTOR, ".plot canvas")) == 4)
+    blank = (
+        "const c = arguments[0]; return !c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
+    )
+    assert not any(ada.execute_script(blank, one) for one in ada.find_elements(By.CSS_SELECTOR, ".plot canvas"))
+    told = json.loads(ada.find_element(By.CSS_SELECTOR, "figure").get_attribute("data-chart"))
+    assert len(told["times"]) == 288
+    assert 10 <= told["values"][1].count(None) <= 14, "an hour without a server is a gap"
+    assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) in range(22, 26)
+    ada.find_element(By.LINK_TEXT, "A week").click()
+    until(ada, lambda: "span=week" in ada.current_url and ada.find_elements(By.CSS_SELECTOR, ".plot canvas"))

@@ -34,8 +34,10 @@ SPANS: Final = {
 _ATTESTED: Final = ("L2", "L3")
 
 _device, _seen, _sample = tables.device.c, tables.device_seen.c, tables.fleet_sample.c
-_LEVELS: Final = ("enrolled", "online", "attested", "degraded", "quarantined", "alerts")
-_EVENTS: Final = ("keys_granted", "keys_refused", "integrity_failures")
+LEVELS: Final = ("enrolled", "online", "attested", "degraded", "quarantined", "alerts")
+"""What is counted at a moment."""
+EVENTS: Final = ("keys_granted", "keys_refused", "integrity_failures")
+"""What is summed over the step."""
 _HIGHEST: Final = ("temperature_max", "load_max")
 
 
@@ -80,8 +82,8 @@ async def over(connection: AsyncConnection, span: str, now: float) -> Trend:
     )  # ours, and no parameter: PostgreSQL must see the same text in GROUP BY
     start = (_sample.bucket - _sample.bucket % size).label("start")
     columns = [
-        *(sa.func.avg(_sample[name]).label(name) for name in _LEVELS),
-        *(sa.func.sum(_sample[name]).label(name) for name in _EVENTS),
+        *(sa.func.avg(_sample[name]).label(name) for name in LEVELS),
+        *(sa.func.sum(_sample[name]).label(name) for name in EVENTS),
         *(sa.func.max(_sample[name]).label(name) for name in _HIGHEST),
         sa.func.min(_sample.online).label("online_min"),
     ]
@@ -128,7 +130,7 @@ async def _sums(connection: AsyncConnection, bucket: int) -> dict[str, Any]:
 async def _put(connection: AsyncConnection, bucket: int, values: dict[str, Any]) -> None:
     table = tables.fleet_sample
     done = await connection.execute(sa.update(table).where(_sample.bucket == bucket).values(**values))
-    if not done.rowcount and _LEVELS[0] in values:  # a bucket of which nobody took the levels stays a gap
+    if not done.rowcount and LEVELS[0] in values:  # a bucket of which nobody took the levels stays a gap
         await connection.execute(sa.insert(table).values(bucket=bucket, **values))
 
 
@@ -137,7 +139,7 @@ def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
 
 
 def _shown(row: sa.RowMapping) -> dict[str, Any]:
-    levels = {name: round(float(row[name]), 1) for name in _LEVELS}
-    events = {name: int(row[name]) for name in (*_EVENTS, "online_min")}
+    levels = {name: round(float(row[name]), 1) for name in LEVELS}
+    events = {name: int(row[name]) for name in (*EVENTS, "online_min")}
     highest = {name: None if row[name] is None else round(float(row[name]), 1) for name in _HIGHEST}
     return {"time": int(row["start"]), **levels, **events, **highest}

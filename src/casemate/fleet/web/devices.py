@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
-from casemate.fleet import approvals, devices, listing
+from casemate.fleet import approvals, devices, listing, packages
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.devices import Change
@@ -88,13 +88,17 @@ async def index(visit: Visit) -> Response:
     asset, state, group = visit.field("search", 128), visit.field("state", 16), visit.field("group", 128)
     if state and state not in set(State):
         raise UsageError(f"no device can be {state!r}")
-    chosen = Filter(State(state) if state else None, group or None, asset)
+    package = visit.number("package")
+    chosen = Filter(State(state) if state else None, group or None, asset, package)
     async with visit.site.fleet.store.read() as connection:
+        having = await packages.show(connection, package) if package is not None else None
         found = await listing.page(connection, chosen, visit.now, cursor=visit.form.get("after", "")[:500], size=PAGE)
     query = {key: value for key, value in (("search", asset), ("state", state), ("group", group)) if value}
+    query |= {"package": str(package)} if package is not None else {}
     after = f"?{urlencode({**query, 'after': found.cursor})}" if found.cursor else ""
     partial = visit.request.headers.get("hx-target") == "rows"
     values: dict[str, Any] = {"devices": found.devices, "after": after, "query": query, "states": list(State)}
+    values["having"] = having
     if partial:
         return visit.page("devices_rows.html", **values)
     return visit.page("devices.html", navigation=await navigation(visit), **values)

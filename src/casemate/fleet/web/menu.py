@@ -34,7 +34,16 @@ class Section:
 
 
 SECTIONS: Final = (
-    Section("Fleet", (Entry("/", "Overview"), Entry("/devices", "Devices"), Entry("/alerts", "Alerts"))),
+    Section(
+        "Fleet",
+        (
+            Entry("/", "Overview"),
+            Entry("/devices", "Devices"),
+            Entry("/health", "Health"),
+            Entry("/inventory", "Inventory"),
+            Entry("/alerts", "Alerts"),
+        ),
+    ),
     Section("Change", (Entry("/enrolment", "Enrolment"),)),
     Section(
         "Proof",

@@ -86,7 +86,7 @@ async def show_grants(visit: Visit) -> Response:
         .order_by(grant.id.desc())
         .limit(PAGE + 1)
     )
-    before = _number(visit, "before")
+    before = visit.number("before")
     if before is not None:
         query = query.where(grant.id < before)
     rows = await _rows(visit, query)
@@ -130,7 +130,7 @@ async def show_audit(visit: Visit) -> Response:
     """Show the fleet's own log, newest first, with the checkpoint that proves it."""
     event = tables.audit_event.c
     query = sa.select(event.seq, event.entry).order_by(event.seq.desc()).limit(PAGE + 1)
-    before = _number(visit, "before")
+    before = visit.number("before")
     if before is not None:
         query = query.where(event.seq < before)
     action = visit.field("action", 64)
@@ -220,12 +220,3 @@ async def _rows(visit: Visit, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
     async with visit.site.fleet.store.read() as connection:
         rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
         return rows
-
-
-def _number(visit: Visit, name: str) -> int | None:
-    text = visit.form.get(name, "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):  # noqa: PLR2004 - fits the column
-        raise UsageError(f"{name} is a number")
-    return int(text)

@@ -20,6 +20,9 @@ _TONES: Final = {
     "open": "good",
     "pending": "warn",
     "waiting": "warn",
+    "draft": "quiet",
+    "approved": "warn",
+    "aborted": "bad",
     "warning": "warn",
     "paused": "warn",
     "asked": "warn",
@@ -41,8 +44,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(iso=iso, plural=plural)
-    made.globals.update(static=static, tone_of_state=tone_of_state)
+    made.filters.update(iso=iso, plural=plural, clock=clock, number=number, percent=percent)
+    made.globals.update(static=static, integrity=integrity, tone_of_state=tone_of_state)
     return made
 
 
@@ -63,6 +66,12 @@ def iso(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def clock(seconds: float, span: str) -> str:
+    """Return a moment of a table over *span*, UTC: the hour of a day, the day of a month."""
+    form = {"6h": "%H:%M", "day": "%a %H:%M", "week": "%a %d %b %H:%M"}.get(span, "%a %d %b")
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime(form)
+
+
 def ago(seconds: float, now: float) -> str:
     """Return a moment as people say it: "3 min ago", "in 2 days"."""
     distance = abs(now - seconds)
@@ -80,7 +89,20 @@ def ago(seconds: float, now: float) -> str:
 
 def plural(count: int, word: str) -> str:
     """Return "1 device", "2 devices"."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}".replace(",", "\u202f")
+    return f"{number(count)} {word}{'' if count == 1 else 's'}"
+
+
+def number(value: float) -> str:
+    """Return 12345 as "12 345" (a narrow space that does not break), 0.25 as "0.25"."""
+    text = f"{value:,.0f}" if value == int(value) else f"{value:,.2f}".rstrip("0")
+    return text.replace(",", "\u202f")
+
+
+def percent(share: float) -> str:
+    """Return a share as people read it: "0.5 %", "100 %"."""
+    value = 100 * share
+    text = f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"  # noqa: PLR2004 - two digits say enough
+    return f"{text}\u202f%"
 
 
 @functools.cache
@@ -95,9 +117,24 @@ STATIC: Final = {
     "theme.js": "text/javascript; charset=utf-8",
     "htmx-2.0.11.min.js": "text/javascript; charset=utf-8",
     "htmx-sse-2.2.4.min.js": "text/javascript; charset=utf-8",
+    "uplot-1.6.32.min.js": "text/javascript; charset=utf-8",
+    "charts.js": "text/javascript; charset=utf-8",
     "casemate.svg": "image/svg+xml",
 }
 """Every file a browser may have, with its type."""
+
+
+VENDORED: Final = {
+    "htmx-2.0.11.min.js": "sha384-2OatzQy1H+Zd/IIrjr1TcuDGqLXeHhbooAyJY1KdQMKnr4LZ22k31GBLdYKHmVjg",
+    "htmx-sse-2.2.4.min.js": "sha384-A986SAtodyH8eg8x8irJnYUk7i9inVQqYigD6qZ9evobksGNIXfeFvDwLSHcp31N",
+    "uplot-1.6.32.min.js": "sha384-Gx3t0zdBAuQOuvvmaLZj7HKEiSgWTAs+VdtNY7wt19QDPTDQjFIwAuXDj0zeN00c",
+}
+"""Files that others wrote, byte for byte as npm has them: a browser runs no other bytes under these names."""
+
+
+def integrity(name: str) -> str:
+    """Return the digest a browser checks a vendored file against."""
+    return VENDORED[name]
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from casemate.fleet.changes import ChangeReader
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.states import Event
-from casemate.fleet.web import devices, doors, oidc, records, render
+from casemate.fleet.web import devices, doors, health, inventory, oidc, records, render
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
 _YEAR: Final = "public, max-age=31536000, immutable"
@@ -66,6 +66,8 @@ def routes() -> list[BaseRoute]:
         action("/devices/{device}/wipe", Permission.WIPE, devices.ask_wipe),
         action("/approvals/{approval}/agree", Permission.WIPE, devices.agree),
         action("/approvals/{approval}/cancel", Permission.WIPE, devices.cancel),
+        page("/inventory", read, inventory.index),
+        page("/health", read, health.show),
         page("/enrolment", read, records.show_enrolment),
         action("/enrolment/tokens", enrol, records.make_token),
         action("/enrolment/tokens/{token}/revoke", enrol, records.revoke_token),

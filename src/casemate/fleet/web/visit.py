@@ -95,6 +95,20 @@ class Visit:
             raise UsageError(f"{name} is longer than {limit} characters")
         return value
 
+    def number(self, name: str) -> int | None:
+        """Return a field that is a whole number, None when it is not there.
+
+        Raises:
+            UsageError: it is something else.
+
+        """
+        text = self.field(name)
+        if not text:
+            return None
+        if not (text.isascii() and text.isdecimal() and len(text) < 19):  # noqa: PLR2004 - fits the column
+            raise UsageError(f"{name} is a number")
+        return int(text)
+
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page for the person."""
         common = {"person": self.person, "csrf_token": csrf_token(self.request), "here": self.request.url.path}

@@ -1,4 +1,4 @@
-// Passkeys, confirmations and the theme. Pages work without it, but for the passkeys, which need it.
+// Passkeys, confirmations, the menu of a phone and the theme. Pages work without it, but for the passkeys, which need it.
 const text = (bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 const bytes = (value) => Uint8Array.from(atob(value.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
 
@@ -45,6 +45,12 @@ async function ceremony(form) {
   location.assign(told.next);
 }
 
+async function copy(button) {
+  await navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent.trim());
+  document.getElementById("said").textContent = "Copied";
+  button.textContent = "Copied";
+}
+
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (!form.dataset.passkey) return;
@@ -64,10 +70,13 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.opens) document.getElementById(button.dataset.opens).showModal();
   if (button?.dataset.closes !== undefined) button.closest("dialog").close();
+  if (button?.dataset.menu !== undefined) button.ariaExpanded = button.closest(".side").classList.toggle("open");
+  if (button?.dataset.copies) copy(button);
   if (button?.dataset.theme !== undefined) {
     const dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const now = document.documentElement.dataset.theme ?? (dark ? "dark" : "light");
     document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
     localStorage.setItem("theme", document.documentElement.dataset.theme);
+    dispatchEvent(new Event("themechange"));
   }
 });
