@@ -47,7 +47,9 @@ def seed(site, *, devices=60, days=30, number=7):
     site.add_device("till-bremen-99", State.REVOKED)
     _packages(site, [*names, quarantined], chance)
     now = time.time()
-    site.write(lambda connection: connection.execute(sa.insert(tables.fleet_sample), _trend(now, devices, days, chance)))
+    site.write(
+        lambda connection: connection.execute(sa.insert(tables.fleet_sample), _trend(now, devices, days, chance))
+    )
     site.write(lambda connection: connection.execute(sa.insert(tables.alert), _alerts(now, names, quarantined)))
     site.write(lambda connection: connection.execute(sa.insert(tables.key_grant), _grants(now, names, chance)))
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_result), _results(now, names)))
