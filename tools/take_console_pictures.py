@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Take the pictures of docs/console.md: every page of a seeded fleet, on a laptop and a phone, light and dark.
 
-    python tools/make_console_pictures.py [--out docs/images/console] [--png] [PAGE ...]
+    python tools/take_console_pictures.py [--out docs/images/console] [--png] [PAGE ...]
 
 Needs Chromium and its driver (apt install chromium chromium-driver). Not part of `make check`: pixels differ by font.
 """
