@@ -150,6 +150,7 @@ SETTINGS: Final = (
     Setting("engine.threads", _whole(0, 64), 0, "engine threads; 0: calibrate, never more than cores-1"),
     Setting("engine.deadline", _whole(1, 3600), 120, "seconds one request may take"),
     Setting("engine.load_deadline", _whole(1, 3600), 300, "seconds a model may take to load"),
+    Setting("telemetry.usage", _switch, False, "usage reports to the fleet, with noise; see `casemate usage show`"),
     Setting("update.rate", _whole(0, 1 << 20), 0, "KiB a second that updates may use; 0: as fast as it goes"),
     Setting("update.daily", _at_least(8, 1 << 24), 0, "MiB a day that updates may use; 0: no limit, else at least 8"),
     Setting("update.hours", _hours, "", "when updates may be fetched, local time, as in 22:00-06:00; empty: always"),

@@ -165,6 +165,8 @@ class Agent:
             self._duty.heard_of_tpm(message)
         elif isinstance(message, ipc.FromLinkProcess) and child.role == "link":
             self._duty.heard_of_fleet(message)
+        elif isinstance(message, ipc.Used) and child.role == "gateway":
+            self._duty.heard_of_use(message)
 
     async def lost(self, child: ChildProcess, died: ChildDied) -> None:
         """Tell who waits for the vault that it will not answer."""
@@ -225,6 +227,9 @@ class Agent:
             from casemate.device.fleet.membership import read_member  # noqa: PLC0415 - needs cryptography
 
             await self._duty.join(read_member(self.plan.home))
+            return {}
+        if ask.verb == "usage":  # somebody switched it, or wants to see it
+            self._duty.save_usage()
             return {}
         if ask.verb == "stop":
             self._processes.stopping.set()

@@ -133,6 +133,16 @@ class Duty:
         if self.attestation:
             self.attestation.heard(message)
 
+    def heard_of_use(self, message: ipc.Used) -> None:
+        """Take what the gateway counted."""
+        if self.respondent:
+            self.respondent.usage.count(message)
+
+    def save_usage(self) -> None:
+        """Obey the owner's word on usage reports, and write down what was counted."""
+        if self.respondent:
+            self.respondent.usage.save()
+
     def tell_link(self, message: ipc.ToLinkProcess) -> None:
         """Post *message* to the link; one that is gone asks again when it is back."""
         self._processes.tell("link", message)
@@ -208,6 +218,7 @@ class Duty:
             OperationError: the link did not say in time that the device's key is destroyed.
 
         """
+        self.save_usage()
         if self.respondent:
             await self.respondent.forgotten()
 

@@ -25,6 +25,7 @@ from casemate.device.fleet.membership import Member
 from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.fleet.testimony import Testimony
 from casemate.device.plan import DevicePlan
+from casemate.device.usage.reporter import Reporter
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import envelope, event, fleet_api, ipc
 from casemate.formats.envelope import Verb, VerifiedCommand
@@ -114,6 +115,7 @@ class Respondent:
         self._numbers = itertools.count(1)
         self._gone = asyncio.Event()
         self._testimony = Testimony(agent, self.post, VerifierKey.parse(member.witness))
+        self.usage = Reporter(agent.plan.home, agent, self.post, setting=agent.plan.settings["telemetry.usage"])
         self.contact: dict[str, Any] = {}
         found = stock.take((model.name, model.container or model.name) for model in agent.plan.models)
         self._inventory = stock.digest(found), fleet_api.encode(found)
@@ -206,6 +208,7 @@ class Respondent:
         if self.orders.owed:
             self._answer()
         self._agent.spawn(self._testimony.give())
+        self._agent.spawn(self.usage.give())
         if message.inventory_wanted:
             self._agent.spawn(self._send_inventory())
 

@@ -98,6 +98,7 @@ KINDS: Final[dict[str, Kind]] = {
     "fleet_command_refused": Kind(FINDING, CREATED, Severity.HIGH, AGENT, failed=True),
     "network_fenced": Kind(CONFIG, LOGGED, Severity.HIGH, AGENT),
     "keys_destroyed": Kind(ENTITY, DELETED, Severity.CRITICAL, AGENT),
+    "usage_reported": Kind(ENTITY, READ, Severity.LOW, AGENT),
     "update_trusted": Kind(ENTITY, CHANGED, Severity.HIGH, AGENT),
     "update_staged": Kind(LIFECYCLE, UPDATE, Severity.INFO, AGENT),
     "update_refused": Kind(FINDING, CREATED, Severity.HIGH, AGENT, failed=True),
@@ -402,6 +403,16 @@ def network_fenced(*, fenced: bool, detail: str = "", now: float) -> Event:
 def keys_destroyed(*, what: str, count: int, now: float) -> Event:
     """Build: *count* pieces of key material of the kind *what* were destroyed on the fleet's order."""
     return _event("keys_destroyed", now, f"keys destroyed: {what}", entity=_entity("key", what), count=max(1, count))
+
+
+def usage_reported(*, question: str, period: int, now: float) -> Event:
+    """Build: a usage report was made for the fleet, with noise; which question it answers, never what."""
+    return _event(
+        "usage_reported",
+        now,
+        f"usage report made: {question}, period {period}",
+        entity=_entity("usage report", question),
+    )
 
 
 def backup_made(*, now: float) -> Event:

@@ -268,6 +268,15 @@ class EngineStuck(Message, frozen=True, tag="engine_stuck"):
     model: str
 
 
+class Used(Message, frozen=True, tag="used"):
+    """Gateway: what was done since the last time, all apps together; see `device.usage`. Numbers, and of nobody."""
+
+    requests: Count
+    refused: Count
+    tokens: Count
+    latency: Annotated[tuple[Count, ...], msgspec.Meta(max_length=16)]
+
+
 # --- agent <-> attester ----------------------------------------------------------------------------------------------
 
 
@@ -617,7 +626,7 @@ AgentToChild = (
     | Attach
     | ToVault
 )
-ChildToAgent = FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed
+ChildToAgent = FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed | Used
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights

@@ -68,8 +68,8 @@ class Ticket:
             self.settle(prompt=0, completion=0, error=error.code if isinstance(error, ApiError) else "internal_error")
             raise
 
-    def settle(self, *, prompt: int | None, completion: int, error: str) -> None:
-        """Charge what was really used (*prompt* None: the estimate) and count the request."""
+    def settle(self, *, prompt: int | None, completion: int, error: str, cut: bool = False) -> None:
+        """Charge what was really used (*prompt* None: the estimate) and count the request; *cut*: by the guard."""
         now = self.gateway.clock.monotonic()
         used = (self.input_tokens if prompt is None else prompt) + completion
         self.reservation.settle(used, now)
@@ -78,6 +78,9 @@ class Ticket:
         if not error:
             metrics.tokens.labels(*self.labels, "input").observe(used - completion)
             metrics.tokens.labels(*self.labels, "output").observe(completion)
+        if self.app.key_id:  # a rehearsal is nobody's request
+            refused = cut or error == refusals.CONTENT_FILTER
+            self.gateway.tally.ended(seconds=now - self.started, tokens=used, answered=not error, refused=refused)
 
 
 def require_policy(app: App) -> AppPolicy:

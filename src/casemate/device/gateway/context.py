@@ -16,6 +16,7 @@ from casemate.device.gateway.limits import Limits
 from casemate.device.gateway.metrics import Metrics
 from casemate.device.gateway.screening import Screening
 from casemate.device.gateway.shield import Shield
+from casemate.device.gateway.tally import Tally
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -39,6 +40,7 @@ class Gateway:
     secret: bytes = b""
     """Keys the placeholders of this process's lifetime."""
     budget: BodyBudget = dataclasses.field(default_factory=BodyBudget)
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
     def accepts_host(self, name: str, local: str) -> bool:
         """Whether a request may name this *name* (without port) in its Host header.

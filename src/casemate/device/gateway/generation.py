@@ -160,7 +160,8 @@ class Generation:
         if self._stopped:
             gateway.metrics.cut.labels(app, self._stopped).inc()
             gateway.audit.cut(ticket.subject, self._stopped)
-        ticket.settle(prompt=self._usage.prompt or None, completion=self._usage.completion, error=error)
+        prompt, completion = self._usage.prompt or None, self._usage.completion
+        ticket.settle(prompt=prompt, completion=completion, error=error, cut=bool(self._stopped))
 
 
 async def _last_word(call: Call) -> ipc.Done | None:

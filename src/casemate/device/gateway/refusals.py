@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+CONTENT_FILTER: Final = "content_filter"
 
 _TRIAGE_RETRY = 300
 """Seconds: nobody can say when a person comes, but a client must not ask all the time."""
@@ -82,7 +84,7 @@ def unsupported(param: str, message: str = "") -> ApiError:
 def content_refused(reasons: tuple[str, ...], *, param: str) -> ApiError:
     """Refuse what the guard blocked, naming the kind of finding, never the text."""
     what = ", ".join(reasons) or "policy"
-    return ApiError(400, "content_filter", f"the guard refused {param}: {what}", param=param, reasons=reasons)
+    return ApiError(400, CONTENT_FILTER, f"the guard refused {param}: {what}", param=param, reasons=reasons)
 
 
 def too_long(message: str) -> ApiError:

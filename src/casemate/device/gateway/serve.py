@@ -33,6 +33,7 @@ from casemate.guard import Guard
 APPS_EVERY: Final = 0.3
 """Seconds between looks at the apps directory: a change is live within one second."""
 REPORT_EVERY: Final = 5.0
+COUNTED_EVERY: Final = 10.0
 DRAIN_SECONDS: Final = 1.2
 """How long answers in flight may still run after the agent asked to stop."""
 
@@ -78,7 +79,8 @@ class Process:
         listeners = [Listener(build_app(self.gateway), listen, tls)]
         if "metrics" in fds:
             listeners.append(Listener(MetricsApp(self.gateway), socket.socket(fileno=fds["metrics"])))
-        for work in (*(listener.serve() for listener in listeners), self._watch_apps(), self._report()):
+        timers = (self._watch_apps(), self._report(), self._tell_counts())
+        for work in (*(listener.serve() for listener in listeners), *timers):
             self._spawn(work)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_fault)
@@ -148,8 +150,11 @@ class Process:
                 os.close(fd)
 
     def _report_stuck(self, model: str) -> None:
+        self._tell(ipc.EngineStuck(model=model))
+
+    def _tell(self, message: ipc.Message) -> None:
         with contextlib.suppress(ChannelClosed, OSError):
-            self._child.control.send(ipc.EngineStuck(model=model))
+            self._child.control.send(message)
 
     def _take_policy(self, message: ipc.TakePolicy) -> None:
         """Serve under a generation's policies and guard data from now on; what does not parse is refused whole."""
@@ -169,8 +174,7 @@ class Process:
         except Exception as error:  # noqa: BLE001 - as an app would see it; the log gets a place, not a message
             _log.error("a rehearsal failed: %s", fault_place(error))
             answer = ipc.Rehearsed(wanted.id, error="internal_error")
-        with contextlib.suppress(ChannelClosed, OSError):
-            self._child.control.send(answer)
+        self._tell(answer)
 
     # -- timers
 
@@ -196,6 +200,12 @@ class Process:
         while True:
             await asyncio.sleep(REPORT_EVERY)
             self.gateway.report_wrong_keys()
+
+    async def _tell_counts(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTED_EVERY)
+            if counted := self.gateway.tally.take():
+                self._tell(counted)
 
 
 def _on_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

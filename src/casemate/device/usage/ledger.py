@@ -1,24 +1,22 @@
 """What a device's reports have cost its owner: zero-concentrated privacy, summed over thirty days, and a cap.
 
 An epsilon-LDP report is (epsilon^2 / 2)-zCDP, and zCDP adds up (M. Bun, T. Steinke, "Concentrated Differential
-Privacy", 2016). The spend is durable before a report is made: a crash may waste budget and never report twice for it.
-A ledger that cannot be read has spent everything.
+Privacy", 2016). The spend is durable with the report it paid for, before that is sent (`diary`). A ledger that cannot be
+read has spent everything.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from casemate.errors import PolicyDeniedError, UntrustedDataError
+from casemate.errors import PolicyDeniedError
 
 WINDOW: Final = 30 * 86400
 CAP: Final = 0.6
 """Rho in any thirty days: for everything together about (6.4, 1e-6)-DP; see `epsilon_of`."""
-_LIMIT: Final = 1 << 20
 
 
 class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -30,13 +28,12 @@ class Spend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The spends of the last thirty days; *cap* as the owner set it, at most `CAP`.
+    """The spends of the last thirty days.
 
     *latest* is the newest time it was used at: a clock that goes back finds the window where it was.
     """
 
     schema: int = 1
-    cap: float = CAP
     latest: int = 0
     spends: tuple[Spend, ...] = ()
 
@@ -46,7 +43,7 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def left(self, now: int) -> float:
         """Return how much may still be spent."""
-        return max(0.0, min(self.cap, CAP) - self.spent(now))
+        return max(0.0, CAP - self.spent(now))
 
     def spend(self, metric: str, epsilon: float, now: int) -> Ledger:
         """Return the ledger after a report of *metric*; it must be durable before the report is made.
@@ -59,7 +56,7 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if rho > self.left(now):
             raise PolicyDeniedError(
                 f"the privacy budget does not allow another report of {metric}",
-                hint=f"{self.left(now):.3f} of {min(self.cap, CAP):.3f} is left; it grows again as days pass",
+                hint=f"{self.left(now):.3f} of {CAP:.3f} is left; it grows again as days pass",
             )
         moment = max(now, self.latest)
         kept = [one for one in self.spends if one.time > moment - WINDOW]
@@ -76,32 +73,12 @@ def epsilon_of(rho: float, delta: float = 1e-6) -> float:
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
-def parse(raw: bytes) -> Ledger:
-    """Read a stored ledger.
+def check(ledger: Ledger) -> None:
+    """Refuse numbers that no ledger can have.
 
     Raises:
-        UntrustedDataError: `usage-ledger`: it cannot be believed. It is to be treated as spent.
+        ValueError: one of them.
 
     """
-    try:
-        if len(raw) > _LIMIT:
-            raise ValueError("too large")  # noqa: TRY301 - one refusal for all of them
-        ledger = msgspec.json.decode(raw, type=Ledger)
-        _check(ledger.cap, ledger.spends)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UntrustedDataError(
-            f"the privacy ledger was refused: {error}",
-            check="usage-ledger",
-            hint="nothing is reported until it is removed; that cannot be told from a full one",
-        ) from error
-    return ledger
-
-
-def encode(ledger: Ledger) -> bytes:
-    """Make the file."""
-    return msgspec.json.encode(ledger)
-
-
-def _check(cap: float, spends: Sequence[Spend]) -> None:
-    if not 0 <= cap <= CAP or not all(0 < one.rho <= CAP and math.isfinite(one.rho) for one in spends):
+    if not all(0 < one.rho <= CAP for one in ledger.spends):  # a NaN is neither
         raise ValueError("a number in it is impossible")
