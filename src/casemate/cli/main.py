@@ -27,6 +27,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "service": "run as a system service",
     "device": "who this device is: the key to grant releases to",
     "update": "take new models, policies and apps, and go back",
+    "usage": "what this device reports of its use, and what that cost",
     "release": "build, sign and publish what devices run",
     "fleet": "the server of many devices: enrol, watch, command",
     "config": "show settings and where they come from",

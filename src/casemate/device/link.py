@@ -37,7 +37,9 @@ CHECKIN: Final = "/device/v1/checkin"
 EVENTS: Final = "/device/v1/events"
 PREFIX: Final = "/device/v1/"
 REPORT_WITHIN: Final = 10.0
-POSTS: Final = frozenset({"inventory", "attest/challenge", "attest/evidence", "journal/checkpoint", "keys/release", "usage"})
+POSTS: Final = frozenset(
+    {"inventory", "attest/challenge", "attest/evidence", "journal/checkpoint", "keys/release", "usage"}
+)
 """Where the agent may have something posted; `keys/<model>/release` counts as `keys/release`."""
 MAX_COMMANDS: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")

@@ -20,6 +20,7 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import problem
 from casemate.fleet.peer import Peers
 from casemate.fleet.store import schema
+from casemate.fleet.usage import reports
 from casemate.fleet.web import routes as web
 
 
@@ -30,7 +31,8 @@ def enrolment_app(fleet: Fleet) -> Starlette:
 
 def devices_app(fleet: Fleet, peers: Peers) -> Starlette:
     """Return what enrolled devices can reach."""
-    app = _app(fleet, [*checkin.ROUTES, *est.DEVICE_ROUTES, *attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES])
+    proving = [*attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES]
+    app = _app(fleet, [*checkin.ROUTES, *est.DEVICE_ROUTES, *proving, *reports.ROUTES])
     app.state.peers = peers
     return app
 

@@ -33,6 +33,7 @@ from casemate.fleet.home import FleetHome
 from casemate.fleet.listing import Filter
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import schema, tables
+from casemate.fleet.usage import reports
 from casemate.formats.envelope import Verb
 from casemate.formats.tlog import Checkpoint
 
@@ -238,6 +239,11 @@ class Console:
             await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
         home.save_settings(msgspec.structs.replace(home.settings(), webhook=url))
         return secret
+
+    async def show_usage(self, period: int | None, group: str | None) -> dict[str, Any]:
+        """Return what is known of the usage of a period (None: the newest), of one group or of all."""
+        async with self.fleet.store.read() as connection:
+            return await reports.summary(connection, reports.Wanted(period, group), self.fleet.clock.wall())
 
     async def backup(self, out: Path) -> dict[str, Any]:
         """Write the whole fleet to *out*."""

@@ -24,6 +24,7 @@ class Metrics:
         self.flushes = self._counter("flushes", "Batches written behind check-ins", "outcome")
         self.issued = self._counter("certificates_issued", "Device certificates issued", "way")
         self.commands = self._counter("commands", "Commands by what became of them", "verb", "outcome")
+        self.usage_reports = self._counter("usage_reports", "Usage reports by what became of them", "outcome")
         self.alerts = self._counter("alerts", "Alerts opened", "kind")
         self.deliveries = self._counter("alert_deliveries", "Alerts sent out", "outcome")
         self.devices = Gauge("casemate_fleet_devices", "Devices by state", ["state"], registry=self.registry)

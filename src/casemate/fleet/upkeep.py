@@ -19,6 +19,7 @@ from casemate.fleet.seen import FLUSH_SECONDS
 from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
+from casemate.fleet.usage import reports
 
 SWEEP_SECONDS: Final = 15.0
 WEBHOOK_SECONDS: Final = 5.0
@@ -126,3 +127,4 @@ async def _prune(fleet: Fleet) -> None:
         await connection.execute(sa.delete(session).where(session.c.expires < now))
         await inventory.prune(connection)
         await trend.prune(connection, now)
+        await reports.prune(connection, now)

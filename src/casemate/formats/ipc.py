@@ -626,7 +626,9 @@ AgentToChild = (
     | Attach
     | ToVault
 )
-ChildToAgent = FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed | Used
+ChildToAgent = (
+    FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed | Used
+)
 ToEngine = Generate | Cancel
 FromEngine = Chunk | Done | Failed
 VaultToEngine = Weights

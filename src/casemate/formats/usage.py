@@ -1,6 +1,6 @@
 """A usage report: what is asked, in what words it is answered, and with which chances the answer is true.
 
-The device that answers and the server that counts read the same tables, so that a server cannot be wrong about the noise
+The device that answers and the server that counts read the same tables, so that a server is never wrong about the noise
 it takes out. A device answers one question in a period, drawn by lot; its answer is epsilon-locally differentially
 private for that period: whatever it did, no answer is more than e^epsilon times as likely as it would have been had it
 done anything else. Nothing here throws a coin: that is `device.usage.randomize`.

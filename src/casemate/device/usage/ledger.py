@@ -1,8 +1,8 @@
 """What a device's reports have cost its owner: zero-concentrated privacy, summed over thirty days, and a cap.
 
 An epsilon-LDP report is (epsilon^2 / 2)-zCDP, and zCDP adds up (M. Bun, T. Steinke, "Concentrated Differential
-Privacy", 2016). The spend is durable with the report it paid for, before that is sent (`diary`). A ledger that cannot be
-read has spent everything.
+Privacy", 2016). The spend is durable with the report it paid for, before that is sent (`diary`). A ledger that cannot
+be read has spent everything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def spent(self, now: int) -> float:
         """Return the rho of the thirty days before *now*; a spend from the future counts too."""
-        return math.fsum(one.rho for one in self.spends if one.time > max(now, self.latest) - WINDOW)
+        return math.fsum(one.rho for one in self.within(now))
+
+    def within(self, now: int) -> tuple[Spend, ...]:
+        """Return the spends that count at *now*."""
+        return tuple(one for one in self.spends if one.time > max(now, self.latest) - WINDOW)
 
     def left(self, now: int) -> float:
         """Return how much may still be spent."""
@@ -59,7 +63,7 @@ class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint=f"{self.left(now):.3f} of {CAP:.3f} is left; it grows again as days pass",
             )
         moment = max(now, self.latest)
-        kept = [one for one in self.spends if one.time > moment - WINDOW]
+        kept = self.within(now)
         return msgspec.structs.replace(self, latest=moment, spends=(*kept, Spend(moment, metric, rho)))
 
 

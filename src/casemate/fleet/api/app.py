@@ -14,7 +14,7 @@ from casemate import __version__
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import devices, enrolment, inventory, listing
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.api import observe, shapes
+from casemate.fleet.api import observe, shapes, usage
 from casemate.fleet.api.caller import DeviceName, Known, Limit
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -71,6 +71,7 @@ def api_app(fleet: Fleet, commander: Commander) -> FastAPI:
     app.state.fleet = fleet
     app.state.commander = commander
     app.include_router(observe.router, responses=_PROBLEMS)
+    app.include_router(usage.router, responses=_PROBLEMS)
     app.include_router(_router)
     return app
 

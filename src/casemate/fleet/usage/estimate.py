@@ -1,7 +1,7 @@
 """From sums of noisy answers to shares of devices, with the error that the noise and the lot leave. Pure.
 
-The bit of an answer is set with probability p where it is true and q where it is not (`formats.usage.Question.chances`),
-so a share of s ones among n reports estimates (s - q) / (p - q) without bias. s is a mean of n independent bits: its
+The bit of an answer is set with probability p where it is true and q where not (`formats.usage.Question.chances`), so a
+share of s ones among n reports estimates (s - q) / (p - q) without bias. s is a mean of n independent bits: its
 variance is at most s (1 - s) / n, whatever the devices did, and that covers which devices drew the question as well.
 """
 
@@ -45,7 +45,7 @@ def shares(question: Question, reports: int, ones: Sequence[int]) -> tuple[Share
 
 
 def sway(question: Question, reports: int) -> float:
-    """Return by how much one device can move any share of *question*, whatever it sends: two reports differ by a bit."""
+    """Return by how much one device can move a share of *question*, whatever it sends: two reports differ by a bit."""
     p, q = question.chances
     return 1 / ((p - q) * max(1, reports))
 

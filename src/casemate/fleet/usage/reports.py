@@ -13,13 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
-from starlette.routing import Route
 
 from casemate.errors import NotFoundError
-from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import DeviceCall, device_route
 from casemate.fleet.states import Use
-from casemate.fleet.store import tables
+from casemate.fleet.store import Store, usage_tables
 from casemate.fleet.usage import estimate
 from casemate.formats import usage
 from casemate.formats.usage import QUESTIONS, Question, VerifiedReport
@@ -32,15 +30,15 @@ async def report(call: DeviceCall) -> Response:
     """Take a device's report of a period: 204; 409 when it has reported that period."""
     verified = usage.verify_report(usage.parse(call.body), call.now)
     async with call.fleet.store.write() as connection:
-        taken = await take(call.fleet, connection, call.device.id, call.device.group, verified)
+        taken = await take(call.fleet.store, connection, call.device.id, call.device.group, verified)
     call.fleet.metrics.usage_reports.labels("taken" if taken else "double").inc()
     return Response(status_code=_TAKEN if taken else _DOUBLE)
 
 
-async def take(fleet: Fleet, connection: AsyncConnection, device: str, group: str, report_: VerifiedReport) -> bool:
+async def take(store: Store, connection: AsyncConnection, device: str, group: str, report_: VerifiedReport) -> bool:
     """Add *report_* of *device* to the sums of *group*; returns False when it has reported that period."""
-    insert = postgresql.insert if fleet.store.is_postgresql else sqlite.insert
-    once = insert(tables.usage_reporter).values(device_id=device, period=report_.period).on_conflict_do_nothing()
+    insert = postgresql.insert if store.is_postgresql else sqlite.insert
+    once = insert(usage_tables.usage_reporter).values(device_id=device, period=report_.period).on_conflict_do_nothing()
     if not (await connection.execute(once)).rowcount:
         return False
     rows = [
@@ -55,7 +53,7 @@ async def take(fleet: Fleet, connection: AsyncConnection, device: str, group: st
         }
         for number, bit in enumerate(report_.bits)
     ]
-    sums = tables.usage_sum
+    sums = usage_tables.usage_sum
     add = insert(sums).values(rows)  # in the order of the answers everywhere: two reports cannot deadlock
     more = {name: sums.c[name] + add.excluded[name] for name in ("reports", "ones")}
     key = ["period", "version", "question", "group_name", "answer"]
@@ -66,7 +64,7 @@ async def take(fleet: Fleet, connection: AsyncConnection, device: str, group: st
 async def prune(connection: AsyncConnection, now: float) -> None:
     """Forget who reported about periods that cannot be reported any more, and sums of five years ago."""
     current = usage.period_of(now)
-    reporter, sums = tables.usage_reporter, tables.usage_sum
+    reporter, sums = usage_tables.usage_reporter, usage_tables.usage_sum
     await connection.execute(sa.delete(reporter).where(reporter.c.period < current - 2))
     await connection.execute(sa.delete(sums).where(sums.c.period < current - _KEPT_PERIODS))
 
@@ -86,7 +84,7 @@ async def summary(connection: AsyncConnection, wanted: Wanted, now: float) -> di
         NotFoundError: nobody reported about that period, or from that group.
 
     """
-    sums = tables.usage_sum.c
+    sums = usage_tables.usage_sum.c
     current = sums.version == usage.VERSION
     periods = list(await connection.scalars(sa.select(sums.period).where(current).distinct().order_by(sums.period)))
     chosen = wanted.period if wanted.period is not None else (periods[-1] if periods else None)
@@ -115,7 +113,7 @@ async def summary(connection: AsyncConnection, wanted: Wanted, now: float) -> di
 
 async def _sums(connection: AsyncConnection, period: int, group: str | None) -> dict[str, tuple[int, list[int]]]:
     """Return, by question, how many reports there are and how many have the bit of each answer."""
-    sums = tables.usage_sum.c
+    sums = usage_tables.usage_sum.c
     total = (sa.func.sum(sums.reports).label("reports"), sa.func.sum(sums.ones).label("ones"))
     query = sa.select(sums.question, sums.answer, *total).where(sums.period == period, sums.version == usage.VERSION)
     if group is not None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from casemate.device.usage import ledger as ledgers
 from casemate.device.usage import randomize
 from casemate.device.usage.ledger import CAP, WINDOW, Ledger, Spend, epsilon_of, rho_of
-from casemate.device.usage.randomize import Coin, bucket_of, geometric, oue, warner
-from casemate.errors import PolicyDeniedError, UntrustedDataError
+from casemate.device.usage.randomize import bucket_of, oue, warner
+from casemate.errors import PolicyDeniedError
+from casemate.formats import usage
+from casemate.formats.usage import EPSILON, QUESTIONS, Coin
 
 
 def chances(seed):
@@ -41,22 +41,9 @@ def test_a_coin_without_meaning_is_refused(epsilon):
         Coin.of(epsilon)
 
 
-def test_a_count_of_ten_thousand_devices_is_right_to_a_percent():
-    coin, n, truth = Coin.of(1.0), 10_000, 3000
-    errors = []
-    for seed in range(25):
-        below = chances(seed)
-        ones = sum(warner(device < truth, coin, below) for device in range(n))
-        estimate = (ones - n * (1 - coin.truth)) / (2 * coin.truth - 1)
-        errors.append((estimate - truth) / n)
-    spread = math.sqrt(sum(error * error for error in errors) / len(errors))
-    assert spread <= 0.0125, "theory: 0.96 % of n"
-    assert abs(sum(errors) / len(errors)) <= 0.006
-
-
 def test_each_answer_of_the_coin_is_as_likely_as_it_must_be_by_counting_every_throw(monkeypatch):
     """Every throw of a small coin, counted: the ratio of the two values' probabilities is e^epsilon, not more."""
-    monkeypatch.setattr(randomize, "_WHOLE", 64)
+    monkeypatch.setattr(randomize, "WHOLE", 64)
     coin = Coin(47)  # e^1 / (1 + e^1) of 64, rounded down
     said = {bit: sum(warner(bit, coin, lambda _, t=throw: t) for throw in range(64)) for bit in (True, False)}
     assert said == {True: 47, False: 17}
@@ -80,7 +67,8 @@ def test_a_histogram_is_estimated_without_bias():
 
 
 def test_two_values_differ_in_two_bits_of_a_histogram_and_their_odds_are_bounded(monkeypatch):
-    monkeypatch.setattr(randomize, "_WHOLE", 16)
+    monkeypatch.setattr(randomize, "WHOLE", 16)
+    monkeypatch.setattr(usage, "WHOLE", 16)
     epsilon = math.log(3)
     odds = {}
     for bucket in range(2):
@@ -93,21 +81,40 @@ def test_two_values_differ_in_two_bits_of_a_histogram_and_their_odds_are_bounded
         assert odds[0][mask] / odds[1][mask] <= 3 + 1e-9
 
 
-def test_the_noise_is_the_discrete_laplace_distribution():
-    below = chances(11)
-    n, epsilon = 20_000, Fraction(1, 2)
-    draws = [geometric(5, 1, epsilon, below) - 1 for _ in range(n)]  # 5 is clipped to 1
-    ratio = math.exp(-0.5)
-    for x in range(-4, 5):
-        expected = (1 - ratio) / (1 + ratio) * ratio ** abs(x)
-        share = sum(draw == x for draw in draws) / n
-        assert abs(share - expected) < 5 * math.sqrt(expected / n)
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_what_is_said_has_the_chances_that_the_server_reckons_with(question):
+    """Chi-square, one degree of freedom for each bit of an answer: beyond 30 once in ten million."""
+    n, below = 4000, chances(17)
+    p, q = question.chances
+    for bucket in range(len(question.answers)):
+        ones = [0] * len(question.answers)
+        for _ in range(n):
+            said = randomize.answer(question, bucket, below)
+            report = usage.VerifiedReport(1, question, said)
+            ones = [old + new for old, new in zip(ones, report.bits, strict=True)]
+        for index, seen in enumerate(ones):
+            expected = n * (p if index == bucket else q)
+            square = (seen - expected) ** 2 * n / (expected * (n - expected))
+            assert square < 30
 
 
-@given(st.integers(-1000, 100_000), st.integers(1, 5000), st.fractions(Fraction(1, 10), 4))
-@settings(max_examples=50)
-def test_noise_is_an_integer_for_any_value(value, bound, epsilon):
-    assert isinstance(geometric(value, bound, epsilon, chances(value)), int)
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_no_report_is_e_to_the_epsilon_times_as_likely_for_another_truth(question):
+    """Every report of every question: what the thresholds say, exactly."""
+    p, q = question.chances
+    width = len(question.answers)
+
+    def likelihood(said, bucket):
+        if question.yes_or_no:
+            return p if said == bucket else q
+        bits = [said >> index & 1 for index in range(width)]
+        each = [p if index == bucket else q for index in range(width)]
+        return math.prod(c if bit else 1 - c for bit, c in zip(bits, each, strict=True))
+
+    for said in range(question.reports):
+        told = [likelihood(said, bucket) for bucket in range(width)]
+        assert max(told) / min(told) <= math.exp(EPSILON) * (1 + 1e-9)
+    assert all(math.isclose(sum(likelihood(said, b) for said in range(question.reports)), 1) for b in range(width))
 
 
 def test_buckets_cover_every_value():
@@ -141,7 +148,7 @@ class LedgerNeverOverruns(RuleBasedStateMachine):
     @rule(epsilon=st.floats(0.01, 1.2))
     def report(self, epsilon):
         try:
-            self.ledger = ledgers.parse(ledgers.encode(self.ledger.spend("requests", epsilon, self.now)))
+            self.ledger = self.ledger.spend("requests", epsilon, self.now)
         except PolicyDeniedError:
             assert rho_of(epsilon) > self.ledger.left(self.now)
         else:
@@ -164,17 +171,8 @@ def test_a_month_of_reports_costs_what_people_are_told():
     assert math.isclose(rho_of(1.0), 0.5)
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [b"", b"{}x", b'{"schema":1,"cap":9}', b'{"schema":1,"spends":[[1,"a",-1]]}', b'{"more":1}', b"[" * 5000, b"\xff"],
-)
-def test_a_ledger_that_cannot_be_believed_is_refused(raw):
-    with pytest.raises(UntrustedDataError):
-        ledgers.parse(raw)
-
-
-def test_an_owner_may_allow_less_and_never_more():
-    ledger = Ledger(cap=0.01)
+def test_a_spend_from_the_future_counts():
+    spent = Ledger(spends=(Spend(10, "a", 0.6),))
+    assert spent.left(5) == 0.0
     with pytest.raises(PolicyDeniedError):
-        ledger.spend("requests", 1.0, 0)
-    assert Ledger(spends=(Spend(10, "a", 0.6),)).left(5) == 0.0, "a spend from the future counts"
+        spent.spend("requests", 1.0, 5)
