@@ -42,12 +42,14 @@ def _choose(wanted: bool, *, as_json: bool) -> None:  # noqa: FBT001 - the value
     from casemate.device.home import Home
     from casemate.device.record import record
     from casemate.device.usage import choice
+    from casemate.errors import BusyError, NotFoundError
     from casemate.formats import event
 
     home, clock = Home(config.home_path()).open(), SystemClock()
     choice.choose(home, wanted, clock.wall())
     word = "on" if wanted else "off"
-    record(home, event.config_changed(what="usage reports", detail=word, now=clock.wall()))
+    with contextlib.suppress(NotFoundError, BusyError):  # before its first start, or while it starts: the word holds
+        record(home, event.config_changed(what="usage reports", detail=word, now=clock.wall()))
     _refresh(home)
     emit({"on": wanted}, as_json=as_json, text=f"usage reports are {word}")
     if wanted and not as_json:

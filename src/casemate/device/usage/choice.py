@@ -1,4 +1,4 @@
-"""The owner's word on usage reports: `casemate usage on|off`, else the setting `telemetry.usage`, else no.
+"""The owner's word on usage reports: `casemate usage on` or `off`, else the setting `telemetry.usage`, else no.
 
 No fleet can change it: there is no command for it.
 """
