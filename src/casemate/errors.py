@@ -7,6 +7,7 @@
      +- NotAuthorisedError   4   wrong passphrase, key or owner
      +- NotFoundError        5   no such model, app, entry
      +- BusyError            6   somebody else holds it
+     |   +- ConflictError    6   somebody else changed it meanwhile
      +- UntrustedDataError  10   signature, digest, format, rollback: data lied
      +- PolicyDeniedError   11   a policy or quarantine says no
      +- HostError           12   the host lacks a feature
@@ -71,6 +72,12 @@ class BusyError(CasemateError):
 
     exit_code = 6
     code = "busy"
+
+
+class ConflictError(BusyError):
+    """Somebody else changed it since the caller looked."""
+
+    code = "conflict"
 
 
 class UntrustedDataError(CasemateError):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from concurrent import futures
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from support.fleet import Device, running
+from support import databases
+from support.fleet import Device, running, until
 
 PROBLEM = "application/problem+json"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+def server(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("api")
-    with running(directory / "fleet") as started:
+    with running(directory / "fleet", database=databases.new(request.param, directory)) as started:
         for number in range(5):
             Device(started, directory, f"till-{number}").enrol(None, "--group", "even" if number % 2 == 0 else "odd")
         yield started
@@ -35,7 +37,7 @@ def get(server, path, headers, expect=200):
     return answer.json()
 
 
-def post(server, path, headers, body, expect):
+def post(server, path, headers, body, expect=200):
     answer = server.ask("people", "POST", f"/api/v1{path}", body, {**headers, "Content-Type": "application/json"})
     assert answer.status == expect, (answer.status, answer.body)
     if expect >= 400:
@@ -121,6 +123,111 @@ def test_the_description_is_openapi_3_1(server):
     described = server.get("people", "/api/v1/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     assert "/devices/{device}" in described["paths"]
+
+
+# --- once, and not over somebody's head -------------------------------------------------------------------------------
+
+
+def key(token, role, name):
+    return {**token(role), "Idempotency-Key": name}
+
+
+def test_a_request_with_a_key_happens_once_and_is_answered_as_often_as_it_is_sent(server, token):
+    body = b'{"asset":"once-1"}'
+    first = post(server, "/enrolments/tokens", key(token, "operator", "k1"), body, 201)
+    again = server.ask(
+        "people", "POST", "/api/v1/enrolments/tokens", body,
+        {**key(token, "operator", "k1"), "Content-Type": "application/json"},
+    )  # fmt: skip
+    assert (again.status, again.json(), again.headers["idempotency-replayed"]) == (201, first, "true")
+    made = [each for each in get(server, "/enrolments/tokens", token("viewer"))["items"] if each["asset"] == "once-1"]
+    assert len(made) == 1
+    post(server, "/enrolments/tokens", key(token, "operator", "k1"), b'{"asset":"once-2"}', 422)
+    post(server, "/devices/till-2/quarantine", key(token, "operator", "k1"), b"{}", 422)
+    other = post(server, "/enrolments/tokens", key(token, "owner", "k1"), body, 201)
+    assert other["token"] != first["token"], "a key is its token's own: nobody reads another's answer"
+    assert post(server, "/enrolments/tokens", token("operator"), body, 201)["id"] != first["id"], "control: no key"
+
+
+def test_a_request_that_was_refused_may_be_tried_again_with_its_key(server, token):
+    asked = ("/devices/till-4/approve", key(token, "operator", "k2"), b"{}", 403)
+    post(server, *asked)
+    post(server, *asked)
+    for bad in ("", "x" * 256, "k\u00e9"):
+        post(server, "/enrolments/tokens", key(token, "operator", bad.encode("latin-1")), b'{"asset":"no"}', 400)
+    post(server, "/enrolments/tokens", {"Authorization": "Bearer x", "Idempotency-Key": "k3"}, b'{"asset":"no"}', 401)
+
+
+def test_many_at_once_with_one_key_make_one(server, token):
+    body, headers = b'{"asset":"crowd"}', key(token, "operator", "k4")
+    with futures.ThreadPoolExecutor(6) as pool:
+        statuses = sorted(
+            pool.map(
+                lambda _: (
+                    server.ask(
+                        "people",
+                        "POST",
+                        "/api/v1/enrolments/tokens",
+                        body,
+                        {**headers, "Content-Type": "application/json"},
+                    ).status
+                ),
+                range(6),
+            )
+        )
+    assert set(statuses) <= {201, 409}
+    assert 201 in statuses
+    made = [each for each in get(server, "/enrolments/tokens", token("viewer"))["items"] if each["asset"] == "crowd"]
+    assert len(made) == 1
+
+
+def test_an_order_on_what_somebody_else_changed_meanwhile_is_refused(server, token):
+    shown = server.get("people", "/api/v1/devices/till-3", token("operator"))
+    tag = {**token("operator"), "If-Match": shown.headers["etag"]}
+    post(server, "/devices/till-3/quarantine", tag, b"{}")
+    assert "meanwhile" in post(server, "/devices/till-3/revoke", tag, b"{}", 409)["title"]
+    assert server.device("till-3")["state"] == "quarantined"
+    post(server, "/devices/till-3/revoke", {**tag, "If-Match": '"now"'}, b"{}", 400)
+    newer = server.get("people", "/api/v1/devices/till-3", token("operator")).headers["etag"]
+    assert post(server, "/devices/till-3/revoke", {**tag, "If-Match": newer}, b"{}")["state"] == "revoked"
+
+
+def test_tokens_are_listed_and_ended(server, token):
+    made = server.cli("api-token", "create", "brief", "--role", "viewer")
+    other = server.cli("api-token", "create", "other", "--role", "operator")
+    own = {"Authorization": f"Bearer {made['token']}"}
+    names = [each["name"] for each in get(server, "/tokens", token("owner"))["items"]]
+    assert {"brief", "other"} <= set(names)
+    assert made["token"] not in json.dumps(get(server, "/tokens", token("owner")))
+    get(server, "/tokens", own, 401)
+    assert server.ask("people", "DELETE", f"/api/v1/tokens/{other['id']}", headers=own).status == 401
+    assert server.ask("people", "DELETE", f"/api/v1/tokens/{made['id']}", headers=own).status == 204
+    get(server, "/devices", own, 401)
+    assert server.ask("people", "DELETE", f"/api/v1/tokens/{other['id']}", headers=token("owner")).status == 204
+
+
+# --- what no database stores ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/devices?asset=a%00", "/devices?group=%00", "/devices/a%00", "/devices?cursor=%00"])
+def test_a_nul_is_a_wrong_request_and_not_a_failure(server, token, path):
+    get(server, path, token("viewer"), 400)
+
+
+def test_a_reason_is_a_line_of_text(server, token):
+    post(server, "/devices/till-4/quarantine", token("operator"), b'{"reason":"a\\u0000b"}', 400)
+    post(server, "/devices/till-4/quarantine", token("operator"), b'{"reason":"a\\nb"}', 400)
+
+
+def test_a_device_with_a_nul_in_its_words_silences_no_other(server, tmp_path):
+    """On PostgreSQL one such word would fail the batch that carries everybody's check-ins, for ever."""
+    hostile, honest = (Device(server, tmp_path, name).enrol() for name in ("hostile-1", "honest-1"))
+    for field in ("state", "agent", "generation"):
+        assert hostile.checkin(**{field: "a\0"}).status == 400
+    items = [{"kind": "dpkg", "name": "a\0", "version": "1"}]
+    assert hostile.ask("POST", "/device/v1/inventory", {"items": items}).status == 400
+    assert honest.checkin().status == 200
+    until(lambda: server.device("honest-1")["last_seen"])
 
 
 def test_a_body_is_bounded(server, token):

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.errors import NotFoundError, UsageError
+from casemate.errors import ConflictError, NotFoundError, UsageError
 from casemate.fleet import states
 from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.changes import note_change
@@ -33,6 +33,8 @@ class Change:
     actor: str
     now: float
     reason: str = ""
+    seen: float | None = None
+    """The device's `changed` as they saw it; None: whatever it is."""
 
 
 async def find(connection: AsyncConnection, name: str, *, lock: bool = False) -> sa.Row[Any]:
@@ -64,11 +66,16 @@ async def apply(
 
     Raises:
         NotFoundError: no such device.
+        ConflictError: it changed since the caller looked.
         PolicyDeniedError: not in its state.
         UsageError: the change is a command and nobody here can sign one.
 
     """
     row = await find(connection, device, lock=True)
+    if change.seen is not None and row.changed != change.seen:
+        raise ConflictError(
+            f"somebody changed this device meanwhile: it is {row.state}", hint="look at it again, then decide"
+        )
     new = states.after(State(row.state), change.event)
     verb = _VERBS.get(change.event)
     if verb is not None and commander is None:

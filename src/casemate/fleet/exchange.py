@@ -20,6 +20,7 @@ from starlette.routing import Route
 from casemate.errors import (
     BusyError,
     CasemateError,
+    ConflictError,
     NotAuthorisedError,
     NotFoundError,
     OperationError,
@@ -39,6 +40,7 @@ _STATUS: Final[tuple[tuple[type[CasemateError], int], ...]] = (
     (NotAuthorisedError, 401),
     (PolicyDeniedError, 403),
     (NotFoundError, 404),
+    (ConflictError, 409),
     (BusyError, 503),
     (UsageError, 400),
     (OperationError, 503),
@@ -110,6 +112,17 @@ async def admit(request: Request, use: Use) -> tuple[Peer, Known]:
     if device.id != peer.device:
         raise NotAuthorisedError("this certificate is not one of an enrolled device")
     return peer, device
+
+
+def require_text(*values: str) -> None:
+    """Refuse text that no database stores.
+
+    Raises:
+        UsageError: there is a NUL in it.
+
+    """
+    if any("\0" in value for value in values):
+        raise UsageError("there is a NUL character in this request")
 
 
 async def read_body(request: Request) -> bytes:

@@ -32,6 +32,7 @@ _COLUMNS: Final = (
     _device.commands_waiting,
     _device.replaces,
     _device.created,
+    _device.changed,
     _seen.last_seen,
     _seen.state.label("reported"),
     _seen.agent,

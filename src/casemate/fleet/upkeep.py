@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from casemate.errors import CasemateError
 from casemate.fleet import alerts, approvals, changes, commands, inventory, trend, webhook
+from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
@@ -126,5 +127,6 @@ async def _prune(fleet: Fleet) -> None:
         await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
         await connection.execute(sa.delete(session).where(session.c.expires < now))
         await inventory.prune(connection)
+        await once.prune(connection, now)
         await trend.prune(connection, now)
         await reports.prune(connection, now)

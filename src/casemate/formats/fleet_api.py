@@ -17,7 +17,9 @@ MAX_BODY: Final = 1 << 20
 """Bytes of any request body."""
 MAX_PACKAGES: Final = 20_000
 
-Short = Annotated[str, msgspec.Meta(max_length=128)]
+Short = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+"""A name of the device's choosing. No control characters: PostgreSQL stores no NUL, and with it would fail the whole
+batch that it came in, other devices' words too."""
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Blob = Annotated[bytes, msgspec.Meta(max_length=256 * 1024)]

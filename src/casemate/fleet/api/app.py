@@ -13,9 +13,11 @@ from starlette.exceptions import HTTPException
 from casemate import __version__
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
 from casemate.fleet import devices, enrolment, inventory, listing
+from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.api import observe, shapes, usage
-from casemate.fleet.api.caller import DeviceName, Known, Limit
+from casemate.fleet.api import observe, shapes, tokens, usage
+from casemate.fleet.api.caller import DeviceName, IfMatch, Known, Limit, etag, seen
+from casemate.fleet.api.once import IDEMPOTENCY, Once
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.devices import Change
@@ -31,7 +33,9 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
         (401, "No token, or not a good one"),
         (403, "Not for this token, or not in this state"),
         (404, "Nothing of that name"),
+        (409, "Somebody changed it meanwhile, or the same request is being carried out"),
         (413, "Too large"),
+        (422, "This Idempotency-Key was used for another request"),
         (503, "Come back later"),
     )
 }
@@ -73,7 +77,23 @@ def api_app(fleet: Fleet, commander: Commander) -> FastAPI:
     app.include_router(observe.router, responses=_PROBLEMS)
     app.include_router(usage.router, responses=_PROBLEMS)
     app.include_router(_router)
+    app.add_middleware(Once, fleet=fleet)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Put into the description what a middleware does to every POST."""
+    made = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for methods in made()["paths"].values():
+                if "post" in methods:
+                    methods["post"].setdefault("parameters", []).append(IDEMPOTENCY)
+        return made()
+
+    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's guide says
 
 
 @_router.get("/devices")
@@ -98,12 +118,14 @@ async def list_devices(  # noqa: PLR0917 - one parameter per query field
 
 
 @_router.get("/devices/{device}")
-async def show_device(request: Request, who: Known, device: DeviceName) -> shapes.DeviceDetail:
-    """Show one device, by id or by the asset tag it carries."""
+async def show_device(request: Request, response: Response, who: Known, device: DeviceName) -> shapes.DeviceDetail:
+    """Show one device, by id or by the asset tag it carries; its ETag is for the `If-Match` of an order."""
     who.require(Permission.READ)
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.read() as connection:
-        return shapes.DeviceDetail(**await listing.show(connection, device, fleet.clock.wall()))
+        shown = await listing.show(connection, device, fleet.clock.wall())
+    response.headers["ETag"] = etag(shown["changed"])
+    return shapes.DeviceDetail(**shown)
 
 
 @_router.get("/devices/{device}/inventory")
@@ -132,19 +154,20 @@ async def show_health(request: Request, who: Known, device: DeviceName) -> shape
 
 
 @_router.post("/devices/{device}/{order}")
-async def order_device(
+async def order_device(  # noqa: PLR0917 - one parameter per part of the request
     request: Request,
     who: Known,
     device: DeviceName,
     order: Literal["approve", "quarantine", "revoke", "release", "wipe"],
     body: shapes.Order,
+    if_match: IfMatch = None,
 ) -> shapes.Ordered:
     """Order something of a device. What needs a passkey (release, wipe) is refused here."""
     event, permission = _ORDERS[order]
     who.require(permission)
     fleet: Fleet = request.app.state.fleet
     commander: Commander = request.app.state.commander
-    change = Change(event, who.actor, fleet.clock.wall(), body.reason)
+    change = Change(event, who.actor, fleet.clock.wall(), body.reason, seen(if_match))
     async with fleet.store.write() as connection:
         known = (await devices.find(connection, device)).id
         state = await devices.apply(connection, fleet.audit, known, change, commander)
@@ -174,6 +197,27 @@ async def revoke_token(request: Request, who: Known, token: Annotated[str, Path(
     """Make an enrolment token worthless."""
     who.require(Permission.ENROL)
     await enrolment.revoke_token(request.app.state.fleet, token, who.actor)
+    return Response(status_code=204)
+
+
+@_router.get("/tokens")
+async def list_api_tokens(request: Request, who: Known) -> shapes.Rows:
+    """List API tokens, never their secrets."""
+    who.require(Permission.AUDIT)
+    async with request.app.state.fleet.store.read() as connection:
+        return shapes.Rows(items=await tokens.listed(connection))
+
+
+@_router.delete("/tokens/{token}", status_code=204)
+async def revoke_api_token(
+    request: Request, who: Known, token: Annotated[str, Path(pattern="^[0-9a-f]{12}$")]
+) -> Response:
+    """End an API token: one's own, or anybody's with the right to manage people. It never waits for a passkey."""
+    fleet: Fleet = request.app.state.fleet
+    if token != who.id:
+        roles.require(who.role, Permission.PEOPLE)
+    async with fleet.store.write() as connection:
+        await tokens.revoke(connection, fleet.audit, token, actor=who.actor, now=fleet.clock.wall())
     return Response(status_code=204)
 
 

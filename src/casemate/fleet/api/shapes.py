@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
+Reason = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -40,6 +43,7 @@ class Device(BaseModel):
     commands_waiting: int
     replaces: str | None
     created: float
+    changed: float
 
 
 class DevicePage(BaseModel):
@@ -60,7 +64,7 @@ class DeviceDetail(Device):
 class Order(_Closed):
     """What is asked of a device, and why; the reason goes into the audit log."""
 
-    reason: Annotated[str, Field(max_length=200)] = ""
+    reason: Reason = ""
 
 
 class Ordered(BaseModel):

@@ -23,6 +23,7 @@ _LONGEST: Final = 256
 class Caller:
     """The holder of a good token."""
 
+    id: str
     name: str
     role: str
 
@@ -97,13 +98,13 @@ async def find(connection: AsyncConnection, header: str, now: float) -> Caller:
     if scheme.lower() != "bearer" or not text or len(text) > _LONGEST:
         raise refusal
     token = tables.api_token.c
-    query = sa.select(token.name, token.role).where(
+    query = sa.select(token.id, token.name, token.role).where(
         token.digest == _digest(text), token.expires > now, token.revoked.is_(None)
     )
     row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise refusal
-    return Caller(row.name, row.role)
+    return Caller(row.id, row.name, row.role)
 
 
 def _digest(token: str) -> str:

@@ -164,7 +164,7 @@ def possible(visit: Visit, state: str) -> dict[str, bool]:
 async def change(visit: Visit, event: Event) -> Response:
     """Carry out what a person ordered, now."""
     name = visit.request.path_params["device"]
-    act = Change(event, visit.who.name, visit.now, visit.field("reason"))
+    act = Change(event, visit.who.name, visit.now, visit.field("reason"), visit.moment("seen"))
     async with visit.site.fleet.store.write() as connection:
         row = await devices.find(connection, name)
         await devices.apply(connection, visit.site.fleet.audit, row.id, act, visit.site.commander)

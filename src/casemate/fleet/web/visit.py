@@ -29,7 +29,7 @@ from casemate.fleet.accounts.roles import NEEDS_PROOF, Permission
 from casemate.fleet.accounts.sessions import Person
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
-from casemate.fleet.exchange import problem, read_body, status_of
+from casemate.fleet.exchange import problem, read_body, require_text, status_of
 from casemate.fleet.web import render
 
 COOKIE: Final = "__Host-casemate"
@@ -109,6 +109,19 @@ class Visit:
             raise UsageError(f"{name} is a number")
         return int(text)
 
+    def moment(self, name: str) -> float | None:
+        """Return a moment that a page of ours put into its form, None when there is none.
+
+        Raises:
+            UsageError: it is no number.
+
+        """
+        text = self.field(name, 32)
+        try:
+            return float(text) if text else None
+        except ValueError as error:
+            raise UsageError(f"{name} is a number") from error
+
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page for the person."""
         common = {"person": self.person, "csrf_token": csrf_token(self.request), "here": self.request.url.path}
@@ -184,6 +197,7 @@ async def _answered(
     site: Site, request: Request, handler: Handler, permission: Permission | None, *, proof: bool
 ) -> Response:
     body = await read_body(request)
+    require_text(*map(str, request.path_params.values()), *_form(request, body).values())
     person = await _person(site, request)
     if request.method == "POST":
         _require_own_page(site, request, person, body)
