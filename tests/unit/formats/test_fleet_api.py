@@ -12,11 +12,12 @@ from casemate.errors import UntrustedDataError
 from casemate.formats import fleet_api as api
 
 CHECK_IN = api.CheckIn(state="ok", agent="0.1", clock=1.5, health=api.Health(requests=3))
+PRINTED = st.characters(exclude_categories=["Cs", "Cc"])
 ITEMS = st.builds(
     api.Item,
     kind=st.sampled_from(["dpkg", "python", "hat"]),
-    name=st.text(max_size=20),
-    version=st.text(max_size=8),
+    name=st.text(PRINTED, max_size=20),
+    version=st.text(PRINTED, max_size=8),
     digest=st.none() | st.just("a" * 64),
 )
 
@@ -37,6 +38,8 @@ def test_a_message_comes_back():
         (b'{"state":"fine","agent":"a","clock":1}', "body-format"),
         (b'{"state":"ok","agent":"' + b"a" * 129 + b'","clock":1}', "body-format"),
         (b'{"state":"ok","agent":"a","clock":1,"sequence":-1}', "body-format"),
+        (b'{"state":"ok","agent":"a\\u0000","clock":1}', "body-format"),
+        (b'{"state":"ok","agent":"a\\n","clock":1}', "body-format"),
         (b'{"state":"ok","agent":"a","clock":1,"inventory":"' + b"g" * 64 + b'"}', "body-format"),
         (b" " * (api.MAX_BODY + 1), "body-size"),
     ],
