@@ -215,6 +215,11 @@ class Device:
         return self.ask("POST", "/device/v1/checkin", checkin(**more))
 
     def answer(self, delivery: dict[str, Any], *, outcome: str = "done", **facts: bool) -> Answer:
+        body = self.signed(delivery, outcome=outcome, **facts)
+        return self.ask("POST", f"/device/v1/commands/{delivery['id']}/ack", body)
+
+    def signed(self, delivery: dict[str, Any], *, outcome: str = "done", **facts: bool) -> dict[str, str]:
+        """Return the body of an acknowledgement."""
         raw = base64.b64decode(delivery["envelope"])
         parsed = envelope.parse(raw, envelope.COMMAND_TYPE)
         command = json.loads(parsed.payload)
@@ -230,8 +235,7 @@ class Device:
             facts=facts,
         )
         signed = envelope.sign_answer(envelope.encode_answer(answer), self.key)
-        body = {"acknowledgement": base64.b64encode(signed).decode()}
-        return self.ask("POST", f"/device/v1/commands/{delivery['id']}/ack", body)
+        return {"acknowledgement": base64.b64encode(signed).decode()}
 
     def stream(self) -> Stream:
         return Stream(self)

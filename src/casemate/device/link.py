@@ -35,6 +35,8 @@ from casemate.link.sse import EventReader
 
 CHECKIN: Final = "/device/v1/checkin"
 EVENTS: Final = "/device/v1/events"
+BYE: Final = "bye"
+"""The event with which a server ends a stream, because it stops or because of the stream's age."""
 PREFIX: Final = "/device/v1/"
 REPORT_WITHIN: Final = 10.0
 POSTS: Final = frozenset(
@@ -251,17 +253,23 @@ class Link:
         steps = pace.events_pace(enrol.draw)
         while not self._ended.is_set():
             client = self._connect(steps.failures)
-            reader, greeted = EventReader(), False
+            reader, greeted, goodbye = EventReader(), False, False
             try:
                 for piece in client.stream(EVENTS):
-                    if reader.feed(piece) or not greeted:
+                    names = reader.feed(piece)
+                    goodbye = goodbye or BYE in names
+                    if (names and not goodbye) or not greeted:
                         self._enqueue(Work())
                     greeted, steps.failures = True, 0
             except CasemateError:
                 pass  # the speaker finds the same, and says it
             finally:
                 client.close()
-            self._ended.wait(steps.failed())
+            if goodbye and reader.retry:
+                self._ended.wait(steps.ended(reader.retry))
+                self._enqueue(Work())  # why it ended, an answer says: the server stops, or this device is out
+            else:
+                self._ended.wait(steps.failed())
 
 
 class _LaterError(OperationError):

@@ -63,7 +63,7 @@ async def acknowledge(call: DeviceCall) -> Response:
     message = fleet_api.parse(call.body, fleet_api.Acknowledgement)
     name = call.request.path_params["name"]
     async with call.fleet.store.write() as connection:
-        verified = await commands.acknowledge(
+        verified, first = await commands.acknowledge(
             connection,
             name,
             call.device.id,
@@ -71,6 +71,8 @@ async def acknowledge(call: DeviceCall) -> Response:
             raw=message.acknowledgement,
             now=call.now,
         )
+        if not first:
+            return Response(status_code=204)
         answer = verified.answer
         detail: dict[str, Any] = {"verb": answer.verb, "outcome": answer.outcome, "facts": answer.facts}
         act = Act("device", "command.answer", call.device.id, call.device.asset, detail)
@@ -98,7 +100,11 @@ class WakeStream:
         request = Request(scope, receive)
         fleet = request.app.state.fleet
         try:
-            peer, device = await admit(request, Use.CHECK_IN)
+            fleet.load.enter(fleet.clock.monotonic())
+            try:
+                peer, device = await admit(request, Use.CHECK_IN)
+            finally:
+                fleet.load.leave()
         except CasemateError as error:
             fleet.metrics.refusals.labels("devices", error.code).inc()
             await problem(error)(scope, receive, send)

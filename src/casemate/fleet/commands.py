@@ -104,26 +104,31 @@ async def waiting(connection: AsyncConnection, device: str, now: float) -> tuple
 
 async def acknowledge(
     connection: AsyncConnection, name: str, device: str, *, certificate: bytes, raw: bytes, now: float
-) -> VerifiedAnswer:
+) -> tuple[VerifiedAnswer, bool]:
     """Check the answer of *device* to its command *name* and store it.
 
+    An answer whose receipt got lost comes again and is stored once: the result says whether this was the time.
+
     Raises:
-        NotFoundError: no such command waits for it.
+        NotFoundError: it was never given such a command, or it ended unanswered.
         UntrustedDataError: not its signed answer to this command.
 
     """
     command = tables.command.c
-    query = sa.select(command.envelope).where(
-        command.id == name, command.device_id == device, command.state == "waiting"
+    query = sa.select(command.envelope, command.state).where(
+        command.id == name, command.device_id == device, command.state.in_(("waiting", "done", "failed"))
     )
-    stored = (await connection.execute(query)).scalar_one_or_none()
+    stored = (await connection.execute(query.with_for_update())).one_or_none()
     if stored is None:
         raise NotFoundError("no such command waits for an answer")
     public = authority.public_key(certificate)
-    answer = envelope.verify_answer(raw, public=public, device=device, command=bytes(stored))
+    answer = envelope.verify_answer(raw, public=public, device=device, command=bytes(stored.envelope))
     outcome = "done" if answer.answer.outcome == "done" else "failed"
-    await _finish(connection, name, device, outcome, now, acknowledgement=raw)
-    return answer
+    if stored.state == "waiting":
+        await _finish(connection, name, device, outcome, now, acknowledgement=raw)
+    elif stored.state != outcome:
+        raise NotFoundError("this command was answered otherwise")
+    return answer, stored.state == "waiting"
 
 
 async def expire(connection: AsyncConnection, now: float) -> int:

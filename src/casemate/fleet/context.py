@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from typing import Final
 
 from casemate.clock import Clock
 from casemate.fleet import pki
+from casemate.fleet.admission import Addresses, Load
 from casemate.fleet.audit import AuditLog
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.identity import Directory
@@ -16,6 +19,10 @@ from casemate.fleet.seen import WriteBehind
 from casemate.fleet.shared_clock import FleetClock
 from casemate.fleet.store import Store
 from casemate.fleet.wake import Hub
+
+GUESSES: Final = 20.0
+"""Wrong tokens an address may send at once: many devices can stand behind one."""
+GUESSES_PER_SECOND: Final = 0.2
 
 
 @dataclasses.dataclass(slots=True)
@@ -33,6 +40,9 @@ class Fleet:
     hub: Hub
     metrics: Metrics
     leader: Leader
+    load: Load
+    guesses: Addresses
+    """Wrong tokens by address."""
     devices_url: str = ""
     """Where devices connect; known when the listeners are bound."""
     leaving: bool = False
@@ -64,4 +74,6 @@ class Fleet:
             hub=Hub(),
             metrics=metrics,
             leader=Leader(store),
+            load=Load(random.random),
+            guesses=Addresses(rate=GUESSES_PER_SECOND, burst=GUESSES),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -28,6 +29,7 @@ from casemate.errors import (
     UntrustedDataError,
     UsageError,
 )
+from casemate.fleet.admission import LaterError, TooManyError
 from casemate.fleet.context import Fleet
 from casemate.fleet.identity import Known
 from casemate.fleet.peer import Peer
@@ -41,6 +43,7 @@ _STATUS: Final[tuple[tuple[type[CasemateError], int], ...]] = (
     (PolicyDeniedError, 403),
     (NotFoundError, 404),
     (ConflictError, 409),
+    (TooManyError, 429),
     (BusyError, 503),
     (UsageError, 400),
     (OperationError, 503),
@@ -80,7 +83,15 @@ def open_route(method: str, path: str, handler: OpenHandler) -> Route:
     """Return a route of the enrolment listener."""
 
     async def answer(request: Request) -> Response:
-        return await handler(Call(request.app.state.fleet, request, await read_body(request)))
+        fleet: Fleet = request.app.state.fleet
+        address, now = request.client.host if request.client else "", fleet.clock.monotonic()
+        if address and not fleet.guesses.has(address, now):
+            raise TooManyError("too many wrong tokens from this address", fleet.guesses.seconds(address, now))
+        try:
+            return await handler(Call(fleet, request, await read_body(request)))
+        except NotAuthorisedError:
+            fleet.guesses.take(address, now)
+            raise
 
     return Route(path, guarded(answer, "enrol"), methods=[method])
 
@@ -89,9 +100,13 @@ def device_route(method: str, path: str, use: Use, handler: DeviceHandler) -> Ro
     """Return a route of the devices' listener; its caller may do *use*, or the handler is not called."""
 
     async def answer(request: Request) -> Response:
-        peer, device = await admit(request, use)
         fleet: Fleet = request.app.state.fleet
-        return await handler(DeviceCall(fleet, request, await read_body(request), device, peer))
+        fleet.load.enter(fleet.clock.monotonic())
+        try:
+            peer, device = await admit(request, use)
+            return await handler(DeviceCall(fleet, request, await read_body(request), device, peer))
+        finally:
+            fleet.load.leave()
 
     return Route(path, guarded(answer, "devices"), methods=[method])
 
@@ -187,7 +202,9 @@ def problem(error: CasemateError) -> Response:
     if isinstance(error, UntrustedDataError):
         body["check"] = error.check
     headers = {}
-    if status == 503:  # noqa: PLR2004 - service unavailable
+    if isinstance(error, LaterError):
+        headers["Retry-After"] = str(math.ceil(error.seconds))
+    elif status == 503:  # noqa: PLR2004 - service unavailable
         # spread: everybody who is refused now would come back in the same second
         headers["Retry-After"] = str(random.randint(5, 60))  # noqa: S311 - jitter, no secret
     if status == 401:  # noqa: PLR2004 - unauthorised

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import ssl
 from asyncio import sslproto
@@ -22,16 +23,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from casemate.config import parse_address
 from casemate.errors import ConfigError, HostError, OperationError
+from casemate.fleet.acceptor import Acceptor
 from casemate.fleet.peer import EXTENSION, Peer, read_peer
 
 HEAD_SECONDS: Final = 10.0
 HEAD_BYTES: Final = 32 * 1024
 MESSAGE_SECONDS: Final = 60.0
-HANDSHAKE_SECONDS: Final = 10.0
 KEEP_ALIVE_SECONDS: Final = 960
 """Longer than the longest check-in interval: a handshake costs twenty times a check-in."""
 STALL_SECONDS: Final = 60.0
 BACKLOG: Final = 4096
+LEAVE_SECONDS: Final = 10
+"""A server that stops gives requests that were begun this long."""
 TLS_BUFFER: Final = 16 * 1024
 """Bytes asyncio holds, and reads at once, for a TLS connection, instead of 256 KiB: a record has no more than these."""
 _UNIX: Final = "unix:"
@@ -128,7 +131,7 @@ class Listener(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=LEAVE_SECONDS,
         )
         super().__init__(config)
         sslproto.SSLProtocol.max_size = TLS_BUFFER  # ten thousand idle devices would hold 2.5 GiB of nothing
@@ -136,24 +139,27 @@ class Listener(uvicorn.Server):
         self._tls = tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; unlike uvicorn, with a deadline for the TLS handshake."""
+        """Listen; unlike uvicorn, with limits for TLS handshakes."""
         del sockets
 
         def protocol() -> PeerProtocol:
             return PeerProtocol(config=self.config, server_state=self.server_state, app_state={})
 
-        loop = asyncio.get_running_loop()
-        deadline = HANDSHAKE_SECONDS if self._tls else None
-        server = await loop.create_server(
-            protocol, sock=self._sock, ssl=self._tls, ssl_handshake_timeout=deadline, backlog=BACKLOG
-        )
-        self.servers = [server]
+        acceptor = Acceptor(self._sock, self._tls, protocol)
+        acceptor.start(BACKLOG)
+        self.servers = [acceptor]  # type: ignore[list-item]  # of a server uvicorn wants these two methods
         self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone."""
         yield
+
+
+def allow_many() -> None:
+    """Take as many descriptors as this process may: a wake stream is one, and the usual limit is a thousand."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(address: str) -> socket.socket:

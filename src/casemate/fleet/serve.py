@@ -145,6 +145,7 @@ async def serve(
 
     """
     new = await prepare(home, clock, options)
+    listeners.allow_many()
     fleet = Fleet.open(home, clock)
     await fleet.clock.settle()
     sockets = {name: listeners.bind(address) for name, address in _addresses(options).items() if address}
@@ -210,9 +211,9 @@ def _listener(
     else:
         assert commander is not None
         app = people_app(fleet, commander, relying_party(fleet.settings, port=_port(sock)))
-    if proxied:
-        return listeners.Listener(app, sock, None)
     own = pki.listener_certificate(fleet.home, _names(sock, fleet.settings), fleet.clock)
+    if proxied:  # the certificate is the proxy's to show
+        return listeners.Listener(app, sock, None)
     if name == "devices":
         authorities = [x509.to_pem(each) for each in fleet.authority.chain()]
         return listeners.Listener(app, sock, listeners.device_context(*own, authorities))

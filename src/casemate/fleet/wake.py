@@ -15,6 +15,9 @@ from typing import Final
 MAX_SECONDS: Final = 3600.0
 KEEP_ALIVE: Final = 25.0
 """Seconds between comments on an idle stream: shorter than what home routers forget a connection after."""
+RETRY_MS: Final = 1000
+RETURNS_PER_SECOND: Final = 500
+"""How many of the streams that a stopping server ends are asked to come to another one each second."""
 PER_DEVICE: Final = 2
 """Streams of one device; an older one ends when a third comes."""
 
@@ -26,10 +29,11 @@ class Stream:
     device: str
     event: asyncio.Event
     closed: bool = False
+    retry_ms: int = RETRY_MS
 
-    def end(self) -> None:
-        """Have its response finish."""
-        self.closed = True
+    def end(self, retry_ms: int = RETRY_MS) -> None:
+        """Have its response finish; the device comes back at some moment within *retry_ms*."""
+        self.closed, self.retry_ms = True, retry_ms
         self.event.set()
 
 
@@ -66,17 +70,18 @@ class Hub:
             stream.event.set()
 
     def close(self) -> None:
-        """End every stream: the server stops."""
+        """End every stream: the server stops. The more there are, the more time they have to come to another."""
+        spread = RETRY_MS + self.count * 1000 // RETURNS_PER_SECOND
         for held in list(self._streams.values()):
             for stream in list(held):
-                stream.end()
+                stream.end(spread)
 
 
 async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
     """Yield the bytes of a wake stream until `admitted()` says no, or its time is over."""
     loop = asyncio.get_running_loop()
     end = loop.time() + MAX_SECONDS
-    yield b"retry: 5000\nevent: hello\ndata: {}\n\n"
+    yield b"retry: %d\nevent: hello\ndata: {}\n\n" % RETRY_MS
     while not stream.closed and loop.time() < end:
         try:
             async with asyncio.timeout(KEEP_ALIVE):
@@ -88,4 +93,4 @@ async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> Asy
         if stream.closed or not await admitted():
             break
         yield b"event: wake\ndata: {}\n\n"
-    yield b"event: bye\ndata: {}\n\n"
+    yield b"retry: %d\nevent: bye\ndata: {}\n\n" % stream.retry_ms

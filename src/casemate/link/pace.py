@@ -39,6 +39,11 @@ class Pace:
         ceiling = min(self.first * 2.0 ** min(self.failures - 1, 30), self.last)
         return min(max(retry_after, 0.0), LONGEST) + self.draw() * ceiling
 
+    def ended(self, within: float) -> float:
+        """Return the seconds until a stream is opened again that the server ended and asked for *within* so many."""
+        self.failures = 0
+        return self.draw() * min(max(within, self.first), self.last)
+
 
 def events_pace(draw: Callable[[], float]) -> Pace:
     """Return the pace of coming back to the wake stream."""

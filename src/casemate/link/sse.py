@@ -1,6 +1,7 @@
 """Reading the wake stream (server-sent events, WHATWG HTML section 9.2): bytes in, names of events out. Bounded, pure.
 
-Only the event's name matters: it says that something waits, and the device then checks in. Data is dropped unread.
+Only the event's name matters: it says that something waits, and the device then checks in. Data is dropped unread. Of
+`retry` the newest is kept: within how many seconds to come back when the stream has ended.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final
 from casemate.errors import UntrustedDataError
 
 LINE_LIMIT: Final = 16 * 1024
+RETRY_LIMIT: Final = 300.0
 
 
 class EventReader:
@@ -20,6 +22,7 @@ class EventReader:
         self._line = bytearray()
         self._name = ""
         self._any = False
+        self.retry: float | None = None
 
     def feed(self, data: bytes) -> list[str]:
         """Take *data*, return the name of each event it completes.
@@ -46,6 +49,9 @@ class EventReader:
         field, _, value = line.partition(b":")
         if field == b"event":
             self._name = value.removeprefix(b" ").decode("utf-8", "replace")[:64]
+        digits = value.removeprefix(b" ")
+        if field == b"retry" and digits.isdigit() and len(digits) < 10:  # noqa: PLR2004 - more is no wait, but a joke
+            self.retry = min(int(digits) / 1000, RETRY_LIMIT)
         if field in {b"event", b"data"}:
             self._any = True
         return []

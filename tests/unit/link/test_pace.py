@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from casemate.errors import UntrustedDataError
 from casemate.link import pace
-from casemate.link.sse import LINE_LIMIT, EventReader
+from casemate.link.sse import LINE_LIMIT, RETRY_LIMIT, EventReader
 
 
 @given(st.floats(0, 0.999), st.integers(1, 100), st.floats(0, 1e9))
@@ -36,6 +36,30 @@ def test_what_the_server_asks_for_is_bounded(wanted):
 def test_a_certificate_is_renewed_between_half_and_six_tenths_of_its_life(share):
     assert not pace.should_renew(149, 100, 200, share)
     assert pace.should_renew(160, 100, 200, share)
+
+
+@given(st.floats(0, 0.999), st.floats(allow_nan=False))
+def test_who_is_told_when_to_come_back_comes_at_any_moment_within_it(share, within):
+    found = pace.events_pace(lambda: share)
+    assert found.ended(within) == share * min(max(within, pace.EVENTS_FIRST), pace.EVENTS_LAST)
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [
+        (b"retry: 2500", 2.5),
+        (b"retry:0", 0.0),
+        (b"retry: -1", None),
+        (b"retry: 1e9", None),
+        (b"retry: 999999999", RETRY_LIMIT),
+        (b"retry: 99999999999999", None),
+        (b"data: 7", None),
+    ],
+)
+def test_when_to_come_back_is_read_within_bounds(line, seconds):
+    reader = EventReader()
+    reader.feed(line + b"\nevent: bye\ndata: {}\n\n")
+    assert reader.retry == seconds
 
 
 @given(st.lists(st.integers(1, 40)))
