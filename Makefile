@@ -1,6 +1,7 @@
 # Casemate's daily commands. Each sets up what it needs first; run `make` for the list.
 PYTHON := .venv/bin/python
-PYTEST := $(PYTHON) -m pytest
+# Two files of tests at a time: most of them wait for processes, and the goal is two cores.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help up demo check check-long test tuf-conformance lint format bench bench-guard fuzz docs guard-train lock setup-device setup-dev
@@ -57,10 +58,14 @@ docs: setup-dev ## Rewrite the generated pages: references, threat model, the RE
 guard-train: setup-dev ## Train the guard again: the same tree writes the same src/casemate/guard/data/injection.json
 	$(PYTHON) -m tools.train_guard
 
-lock: setup-dev ## After a change in pyproject.toml: new uv.lock and hashed requirements
+lock: .venv/bin/uv ## After a change in pyproject.toml: new uv.lock and hashed requirements
 	.venv/bin/uv lock
 	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --no-dev --group build -o requirements/device.txt
 	.venv/bin/uv export -q --locked --no-emit-project --no-header --extra device --extra release --extra fleet --extra tpm --group dev -o requirements/dev.txt
+
+# Not setup-dev: that one refuses a lock that does not fit, which is what `make lock` mends.
+.venv/bin/uv:
+	@./setup dev
 
 setup-device:
 	@./setup device

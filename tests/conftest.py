@@ -31,8 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _scratch_others_may_enter(tmp_path_factory):
-    tmp_path_factory.getbasetemp().chmod(0o755)
+def _scratch_others_may_enter(tmp_path_factory, request):
+    base = tmp_path_factory.getbasetemp()
+    base.chmod(0o755)
+    if hasattr(request.config, "workerinput"):  # one of several: its directory lies in the whole run's
+        base.parent.chmod(0o755)
 
 
 @pytest.fixture(autouse=True)

@@ -244,8 +244,9 @@ def test_a_few_requests_ahead_are_answered_in_order(gateway):
         sock.settimeout(10)
         sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 4)
         answers = b""
-        while answers.count(b"HTTP/1.1 200") < 4:
-            answers += sock.recv(65536)
+        while answers.count(b"HTTP/1.1 200") < 4 and (more := sock.recv(65536)):
+            answers += more
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 200") == 4
 
 
 def test_a_client_that_does_not_read_its_answer_is_hung_up_on(tmp_path):
@@ -275,7 +276,7 @@ SLOW_GUARD = (
     "from casemate.device.gateway.shield import GuardShield",
     "from casemate.guard import Action, Verdict",
     "def slow(self, text, channel, policy, over_budget):",
-    "    end = time.monotonic() + 1.5",
+    "    end = time.monotonic() + 3",
     "    while time.monotonic() < end:",
     "        time.sleep(0.01)",
     "        if over_budget(): return Verdict(Action.BLOCK, 1.0, ('over-budget',))",
@@ -287,19 +288,17 @@ SLOW_GUARD = (
 
 def test_text_that_keeps_the_guard_busy_is_refused_and_holds_up_nobody(tmp_path):
     with running_gateway(
-        tmp_path, argv=weakened(*SLOW_GUARD, "s.Screening.__init__.__kwdefaults__['budget'] = 0.4")
+        tmp_path, argv=weakened(*SLOW_GUARD, "s.Screening.__init__.__kwdefaults__['budget'] = 1.5")
     ) as gateway:
         answers = []
         asking = threading.Thread(target=lambda: answers.append(gateway.chat("x" * 10_000)))
         asking.start()
-        waits = []
+        meanwhile = 0
         while asking.is_alive():
-            started = time.monotonic()
-            httpx.get(f"{gateway.url}/healthz", trust_env=False)
-            waits.append(time.monotonic() - started)
+            meanwhile += httpx.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
         assert code(answers[0]) == (400, "content_filter")
         assert "over-budget" in answers[0].text
-        assert max(waits) < 0.4
+        assert meanwhile >= 5  # a gateway that waits for its guard answers one before and one after
         assert gateway.engine.requests == []
 
 

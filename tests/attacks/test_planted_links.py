@@ -141,7 +141,7 @@ def replace(path: Path) -> None:
 def test_a_planted_pipe_does_not_hang_root(home, case):
     name, command = PIPES[case]
     os.mkfifo(home.path / name)
-    command(home)
+    command(home)  # the time limit above is the check: who opens the pipe waits for ever
 
 
 def test_control_who_opens_a_pipe_as_a_file_waits_for_ever(tmp_path):

@@ -131,6 +131,8 @@ def running(directory: Path):
         app = people_app(fleet, commander, RelyingParty("localhost", origin))
         server = listeners.Listener(app, sock, listeners.server_context(certificate, key))
         task = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
         started.append(Site(fleet, origin, asyncio.get_running_loop(), commander))
         ready.set()
         while not stop.is_set():  # noqa: ASYNC110 - another thread sets it

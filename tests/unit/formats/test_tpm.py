@@ -81,7 +81,7 @@ def test_a_signature_verifies_over_its_message_and_no_other():
     assert not tpm.is_signed(RSA.public_key(), found, b"m")
 
 
-@pytest.mark.parametrize(("parse", "data"), WHOLE)
+@pytest.mark.parametrize(("parse", "data"), WHOLE, ids=["ecc", "rsa", "quote", "signature"])
 def test_every_truncation_is_refused(parse, data):
     for length in range(len(data)):
         refusal(parse, data[:length])
@@ -134,6 +134,7 @@ def test_what_is_not_a_quote_over_the_sha256_bank_is_refused(data):
         (rsa_public(exponent=3), "tpm-key"),
         (ecc_public().replace(KEY.public_key().public_numbers().y.to_bytes(32, "big"), bytes(32)), "tpm-key"),
     ],
+    ids=["curve", "symmetric", "exponent", "off-curve"],
 )
 def test_keys_that_are_none_are_refused(data, check):
     assert refusal(tpm.parse_public, data) == check
