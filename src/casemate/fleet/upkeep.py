@@ -16,6 +16,7 @@ from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
+from casemate.fleet.rollout import releases, steward
 from casemate.fleet.seen import FLUSH_SECONDS
 from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
@@ -70,6 +71,8 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
             Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet), alone=True),
             Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet), alone=True),
             Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
+            Task("rollouts", steward.LOOK_SECONDS, lambda: steward.look(fleet), alone=True),
+            Task("releases", releases.REFRESH_SECONDS, lambda: releases.refresh(fleet), alone=True),
         ]
     return rows
 

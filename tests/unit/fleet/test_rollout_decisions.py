@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.errors import OperationError
+from casemate.errors import ConflictError
 from casemate.fleet.rollout import cohorts
 from casemate.fleet.rollout.failures import Finding, Hypotheses, Watch, canary
 from casemate.fleet.rollout.plan import Action, Plan, Progress, Tally, decide, sizes_in_words
@@ -161,7 +161,7 @@ def test_no_machine_aborts_and_what_ended_stays_ended():
     assert {state for state, _ in TABLE} | ENDED == set(State)
     for state in ENDED:
         for event in Event:
-            with pytest.raises(OperationError, match="cannot"):
+            with pytest.raises(ConflictError, match="cannot"):
                 move(state, event)
     for state in set(State) - {State.APPROVED, State.PAUSED}:
         for event in (Event.START, Event.RESUME):

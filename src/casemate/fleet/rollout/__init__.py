@@ -1,4 +1,6 @@
 """Rollouts: a generation meets twenty devices before it meets a million, and statistics decide who is next.
 
-Everything here is pure: observations and a time go in, a decision comes out. `service` persists and carries it out.
+pure        plan (the decision), failures and ranks (the statistics), cohorts (who is next), states (a table), simulate
+persisted   releases (what can be rolled out), records (people's moves), steward (a look at the numbers)
+devices     picks (what the director tells each), settle (what became of each), compare
 """

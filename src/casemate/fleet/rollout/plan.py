@@ -122,9 +122,10 @@ def decide(plan: Plan, progress: Progress, tally: Tally, comparisons: Comparison
     if isinstance(stopped, Decision):
         return stopped
     progress = stopped
-    if tally.offered < progress.limit:
+    wanted = min(progress.limit, plan.devices)  # devices leave, or do not come
+    if tally.offered < wanted:
         return Decision(
-            Action.WAIT, progress, f"{progress.limit - tally.offered} more devices of this batch have yet to answer"
+            Action.WAIT, progress, f"{wanted - tally.offered} more devices of this batch have yet to answer"
         )
     if tally.pending:
         return Decision(Action.WAIT, progress, f"{tally.pending} devices are still soaking")

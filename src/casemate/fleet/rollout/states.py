@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
-from casemate.errors import OperationError
+from casemate.errors import ConflictError
 
 
 class State(enum.StrEnum):
@@ -56,11 +56,11 @@ def move(state: State, event: Event) -> State:
     """Return the state after *event*.
 
     Raises:
-        OperationError: the table has no such move.
+        ConflictError: the table has no such move.
 
     """
     after = TABLE.get((state, event))
     if after is None:
         possible = ", ".join(sorted(move.value for here, move in TABLE if here is state)) or "nothing"
-        raise OperationError(f"cannot {event.value} a rollout that is {state.value}", hint=f"possible: {possible}")
+        raise ConflictError(f"cannot {event.value} a rollout that is {state.value}", hint=f"possible: {possible}")
     return after
