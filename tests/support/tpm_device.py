@@ -6,11 +6,15 @@ import base64
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from casemate.clock import SystemClock
 from casemate.crypto import client_certificate
 from casemate.device.attester.book import Book
+from casemate.device.attester.keys import KeyRing
 from casemate.fleet.tpm_enrolment import ek_digest
 from casemate.formats import evidence, tpm
+from casemate.formats.lease import LeasedKey
 from casemate.keystores import tss
 from support.evidence import event
 from support.fleet import Answer, Device, Server
@@ -29,6 +33,7 @@ class TpmDevice(Device):
         self._place = directory / "attester"
         self._place.mkdir(exist_ok=True)
         self.book = Book(self._place)
+        self.ring = KeyRing(self._place, SystemClock())
 
     def boot(self, events: Any = STACK, firmware: Any = None) -> TpmDevice:
         """Do what happens at power-on: firmware measures itself, the attester measures *events*."""
@@ -97,8 +102,19 @@ class TpmDevice(Device):
         assert answer.status == 200, answer.body
         return answer.json()
 
-    def ask_key(self, model: str) -> Answer:
-        return self.ask("POST", f"/device/v1/keys/{model}/release", {})
+    def ask_key(self, model: str, nonce: bytes | None = None) -> Answer:
+        nonce = self.ring.begin(model) if nonce is None else nonce
+        return self.ask("POST", f"/device/v1/keys/{quote(model)}/release", {"nonce": _text(nonce)})
+
+    def take_key(self, model: str, answer: dict[str, Any]) -> int:
+        """Keep the key in *answer* as the attester does; returns its lease in seconds."""
+        parts = [base64.b64decode(answer[name]) for name in ("identity", "encrypted", "terms", "wrapped")]
+        with tss.open_tpm(self.chip.tcti) as opened:
+            return self.ring.take(opened, model, (parts[0], parts[1]), (parts[2], parts[3]))
+
+    def use_key(self, model: str) -> LeasedKey:
+        with tss.open_tpm(self.chip.tcti) as opened:
+            return self.ring.use(opened, model)[0]
 
 
 def _text(value: bytes) -> str:

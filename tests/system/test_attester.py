@@ -9,6 +9,7 @@ import time
 import msgspec
 import pytest
 
+from casemate.crypto.secret import Secret
 from casemate.crypto.tpm import make_credential
 from casemate.device.attester import measure
 from casemate.device.attester.book import FILE, Book
@@ -17,8 +18,9 @@ from casemate.device.home import Home
 from casemate.errors import UntrustedDataError
 from casemate.fleet import learning, verifier
 from casemate.fleet.verifier import KnownTpm
-from casemate.formats import evidence, ipc, reference_policy, tpm
+from casemate.formats import evidence, ipc, lease, reference_policy, tpm
 from casemate.formats.evidence import OWN_PCRS
+from casemate.formats.keystore import key_id
 from casemate.keystores import tss
 from support.device import running
 from support.evidence import AUTHOR, event
@@ -160,11 +162,11 @@ def test_a_changed_file_changes_the_digest(tmp_path):
 
 def test_the_process_measures_quotes_and_gives_a_key_to_whom_the_agent_connected(chip, tmp_path):
     home = Home(tmp_path / "home").create()
-    nonce, secret = os.urandom(32), os.urandom(32)
+    nonce, transport, secret = os.urandom(32), os.urandom(32), Secret.random()
     with tss.open_tpm(chip.tcti) as opened:
         public = opened.attestation_key()
         _, ek = opened.endorsement()
-    sealed = credential(ek, public, secret)
+    sealed = credential(ek, public, transport)
 
     async def talk():
         child = await start_child(
@@ -184,20 +186,30 @@ def test_the_process_measures_quotes_and_gives_a_key_to_whom_the_agent_connected
             refused, _ = await child.recv(30)
             await child.link.send(ipc.Quote(id=3, nonce=nonce, pcrs=tuple(sorted(WANTED))))
             quoted, _ = await child.recv(30)
+            await child.link.send(ipc.BeginKey(4, "m"))
+            begun, _ = await child.recv(30)
+            terms = lease.Terms(1, "f", "d", "m", key_id(secret), "L2", 600, begun.nonce)
+            await child.link.send(ipc.TakeKey(5, "m", *sealed, *lease.make_grant(Secret(transport), secret, terms)))
+            taken, _ = await child.recv(30)
             reader, writer = os.pipe()
-            await child.link.send(ipc.OpenKey(4, *sealed), [writer])
+            await child.link.send(ipc.UseKey(6, "m"), [writer])
             os.close(writer)
-            opened, _ = await child.recv(30)
-            got = os.read(reader, 64)
+            used, _ = await child.recv(30)
+            got = os.read(reader, 4096)
             os.close(reader)
-            return measured, refused, quoted, opened, got
+            await child.link.send(ipc.DropKeys(7))
+            dropped, _ = await child.recv(30)
+            return measured, refused, quoted, taken, used, got, dropped
         finally:
             await child.stop(2)
 
-    measured, refused, quoted, opened_key, got = asyncio.run(talk())
+    measured, refused, quoted, taken, used, got, dropped = asyncio.run(talk())
     assert measured == ipc.Measured(1, 7)
     assert refused.code == "untrusted_data"
-    assert (opened_key, got) == (ipc.Opened(4), secret)
+    assert (taken, dropped) == (ipc.KeyHeld(5, 600.0), ipc.KeyHeld(7))
+    assert 590 < used.seconds <= 600
+    assert lease.handed(got).secret.reveal() == secret.reveal()
+    assert list((home.path / "attester" / "leases").iterdir()) == []
     given = evidence.parse(quoted.evidence)
     found = verifier.prove(given, nonce=nonce, known=KnownTpm(public, trusted=True), wanted=WANTED)
     assert found.events == (*measure.stack_events(), measure.guard_event(), *STACK)

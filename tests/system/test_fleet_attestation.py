@@ -13,10 +13,9 @@ import pytest
 
 from casemate.cli.main import run
 from casemate.crypto.ecdsa import EcKey
-from casemate.crypto.secret import Secret
-from casemate.errors import NotAuthorisedError
-from casemate.fleet import keybroker
+from casemate.errors import NotAuthorisedError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import evidence
+from casemate.formats.keystore import key_id
 from support import databases
 from support.evidence import event, log_of
 from support.fleet import Device, Server, running
@@ -25,6 +24,7 @@ from support.tpm_device import FIRMWARE, STACK, TpmDevice
 
 pytestmark = needs_swtpm
 _names = itertools.count()
+_NONCE = base64.b64encode(bytes(32)).decode()
 
 
 @pytest.fixture(scope="module", params=databases.KINDS)
@@ -289,11 +289,17 @@ def test_an_affirmed_device_gets_the_key_and_only_its_tpm_opens_it(server, devic
     answer = device.ask_key(model)
     assert answer.status == 200, answer.body
     sealed = answer.json()
-    with Secret(device.activate(sealed)) as opened:
-        assert keybroker.name_of(opened) == key == sealed["key"]
-    assert sealed["lease_s"] == 7200
     with software_tpm(tmp_path / "thief", makers) as other, pytest.raises(NotAuthorisedError):
         TpmDevice(server, tmp_path / "t", "x", other).activate(sealed)
+    assert device.take_key(model, sealed) == sealed["lease_s"] == 7200
+    with device.use_key(model) as leased:
+        assert key_id(leased.secret) == leased.key == key == sealed["key"]
+    with pytest.raises(PolicyDeniedError):
+        device.take_key(model, sealed)
+    device.ring.begin(model)
+    with pytest.raises(UntrustedDataError) as caught:
+        device.take_key(model, sealed)
+    assert caught.value.check == "grant-nonce"
     grant = last_grant(server)
     assert (grant["granted"], grant["model"], grant["device_id"]) == (True, model, device.id)
 
@@ -301,7 +307,7 @@ def test_an_affirmed_device_gets_the_key_and_only_its_tpm_opens_it(server, devic
 def test_a_device_that_was_never_attested_gets_no_key(server, tmp_path):
     model, _ = gated(server)
     plain = Device(server, tmp_path, f"plain-{next(_names)}").enrol()
-    assert plain.ask("POST", f"/device/v1/keys/{model}/release", {}).status == 403
+    assert plain.ask("POST", f"/device/v1/keys/{model}/release", {"nonce": _NONCE}).status == 403
     assert last_grant(server)["reason"] == "the device was never attested"
 
 
@@ -331,7 +337,8 @@ def test_the_licence_and_the_level_are_asked_for(server, device):
     assert device.ask_key(over).status == 403
     assert last_grant(server)["reason"] == "the licence has ended"
     assert device.ask_key("no-such-model").status == 403
-    assert device.ask_key("..%2f").status in {403, 404}
+    assert device.ask_key("../", b"n" * 32).status in {403, 404}
+    assert device.ask_key(over, b"short").status == 400
 
 
 def test_every_answer_of_the_broker_is_in_the_audit_log(server, device):

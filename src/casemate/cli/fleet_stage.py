@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from casemate.link.client import Reply
 
 MODEL: Final = "saffron"
+GATED: Final = "saffron-gated"
 ASSETS: Final = ("till-1", "till-2", "till-3")
 _START: Final = 90.0
 WITHIN: Final = 60.0
@@ -77,19 +79,25 @@ class Till(Tour):
             return super().connection()
         return fleet_props.Inside(self.network, self.endpoint.removeprefix("http://"))
 
-    def ask(self) -> tuple[int, str]:
-        """Ask the model one question; return the status and the answer, or why there is none."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 40}
+    def ask(self, model: str = MODEL) -> tuple[int, str]:
+        """Ask *model* one question; return the status and the answer, or why there is none."""
+        body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 40}
         status, reply = self.post(body)
         if "error" in reply:
             return status, str(reply["error"]["message"])
         return status, str(reply["choices"][0]["message"]["content"])
 
     @property
+    def status(self) -> dict[str, Any]:
+        """Return what the running device says of itself."""
+        _, out, _ = self.casemate("status", "--json")
+        found: dict[str, Any] = json.loads(out) if out.strip() else {}
+        return found
+
+    @property
     def fleet(self) -> dict[str, Any]:
         """Return what the running device says of its fleet."""
-        _, out, _ = self.casemate("status", "--json")
-        return (json.loads(out) if out.strip() else {}).get("fleet") or {}
+        return self.status.get("fleet") or {}
 
     def restart(self, *arguments: str) -> None:
         """Switch the whole machine off and on: a TPM forgets what it measured only then."""
@@ -198,6 +206,7 @@ class FleetTour:
     def ask_key(self, till: Till) -> Reply:
         """Ask the broker for the model's key, as *till* by its own certificate."""
         from casemate.device.fleet import membership
+        from casemate.formats import fleet_api
         from casemate.link.client import FleetClient, Identity, tls_context
 
         link = till.home / "link"
@@ -205,7 +214,8 @@ class FleetTour:
         context = tls_context(membership.read_place(link).root, identity)
         client = FleetClient(str(self.said["devices"]), context)
         try:
-            return client.request("POST", f"/device/v1/keys/{MODEL}/release", b"{}")
+            question = fleet_api.encode(fleet_api.KeyQuestion(os.urandom(32)))
+            return client.request("POST", f"/device/v1/keys/{GATED}/release", question)
         finally:
             client.close()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.resources
+import shutil
+import time
 from typing import Any, Final
 
-from casemate.cli.fleet_stage import DENIED, MODEL, OK, FleetTour, Till, until
+from casemate.cli.fleet_stage import DENIED, GATED, MODEL, OK, FleetTour, Till, until
 from casemate.cli.tour import Outcome
 
 _TRIES: Final = 3
@@ -47,35 +50,32 @@ def _is_new(till: Till, known: set[Any]) -> bool:
 
 
 def key(tour: FleetTour) -> Outcome:
-    """Ask for a gated model's key: before there is one, then as a proven device; only its own TPM opens what comes."""
+    """Gate a model: the proven device encrypts it under the fleet's key, restarts, gets the key, and answers.
+
+    The controls: the same container copied to another device, and opened with the first one's own keystore.
+    """
     first, second, _ = tour.tills
-    tour.verb("model", "gate", MODEL, "--min-assurance", "L2")
-    reply = tour.ask_key(first)
+    tour.verb("model", "gate", GATED, "--min-assurance", "L2")
     if not tour.has_tpms:
+        reply = tour.ask_key(first)
         return Outcome(reply.status == DENIED, f"no TPM here: the key is refused (HTTP {reply.status})")
-    if reply.status != OK:
-        return Outcome(ok=False, detail=f"HTTP {reply.status}: {reply.body.decode(errors='replace')[:200]}")
-    own, foreign = _opens(first, reply.body), _opens(second, reply.body)
-    known = tour.verb("model", "list")["models"][0]["key_id"]
-    detail = f"key {own} with a lease; {first.asset}'s TPM opens it, {second.asset}'s {'too' if foreign else 'cannot'}"
-    return Outcome(own == known and not foreign, detail)
-
-
-def _opens(till: Till, body: bytes) -> str:
-    """Return the name of the key in the broker's answer, opened with the TPM of *till*; "" when that cannot be."""
-    from casemate.crypto.secret import Secret
-    from casemate.errors import NotAuthorisedError
-    from casemate.fleet import keybroker
-    from casemate.formats import fleet_api
-    from casemate.keystores import tss
-
-    assert till.tpm
-    answer = fleet_api.parse(body, fleet_api.KeyAnswer)
-    try:
-        with tss.open_tpm(till.tpm.tcti) as chip, Secret(chip.activate(answer.identity, answer.encrypted)) as key:
-            return keybroker.name_of(key)
-    except NotAuthorisedError:
-        return ""
+    packaged = importlib.resources.files("casemate.data") / "saffron" / "saffron-q8_0.gguf"
+    with importlib.resources.as_file(packaged) as path:
+        made = first.json("model", "add", str(path), "--name", GATED, "--min-assurance", "L2")
+    container = f"models/{GATED}.cmodel"
+    shutil.copy(first.home / container, second.home / container)
+    copied, _, _ = second.casemate("model", "verify", GATED)
+    (second.home / container).unlink()
+    alone, _, _ = first.casemate("model", "verify", GATED)
+    first.restart("--model", GATED)
+    status, answer = first.ask(GATED)
+    lease = first.status["models"][0]["lease"]
+    minutes = round((lease["ends"] - time.time()) / 60)
+    detail = (
+        f"key {made['gate']['key']}, leased for {minutes} min to {first.asset}'s TPM; a prompt: HTTP {status}, "
+        f"{answer[:40]!r}; without the fleet: exit {alone} here, exit {copied} on {second.asset}"
+    )
+    return Outcome(status == OK and bool(lease["runs"]) and bool(alone) and bool(copied), detail)
 
 
 def tampered(tour: FleetTour) -> Outcome:

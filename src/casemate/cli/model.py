@@ -57,14 +57,30 @@ def _home() -> Home:
 @click.option("--license", "licence", default="", metavar="SPDX", help="Its licence (default: what the file says).")
 @click.option("--replace", is_flag=True, help="Replace the model of that name.")
 @click.option("--passphrase-file", type=_file, metavar="F", help="FILE is an export made with this passphrase.")
+@click.option(
+    "--min-assurance",
+    type=click.Choice(["L2", "L3"]),
+    help="Gate it: its only key comes from the fleet, to a device of this level, for a lease.",
+)
 @json_option
 def add(
-    *, file: Path, name: str | None, licence: str, replace: bool, passphrase_file: Path | None, as_json: bool
+    *,
+    file: Path,
+    name: str | None,
+    licence: str,
+    replace: bool,
+    passphrase_file: Path | None,
+    min_assurance: str | None,
+    as_json: bool,
 ) -> None:
     """Check, encrypt and store FILE: a GGUF, or another device's export."""
     from casemate.device import models
+    from casemate.device.gating import Gate
 
     home, sources = _open_or_make()
+    gate = Gate(home, min_assurance) if min_assurance else None
+    if gate:
+        gate.require_running()
     info = models.add_model(
         home,
         sources,
@@ -73,10 +89,11 @@ def add(
         licence=licence,
         replace=replace,
         passphrase=_passphrase(passphrase_file),
+        gate=gate,
         progress=progress,
     )
     emit(
-        {"name": info.name, "digest": info.digest, "bytes": info.bytes, "licence": info.licence},
+        {"name": info.name, "digest": info.digest, "bytes": info.bytes, "licence": info.licence, **_gate(info)},
         as_json=as_json,
         text=f"{style('added', 'good')} {info.name}  {human_bytes(info.bytes)}  {info.digest}",
     )
@@ -92,6 +109,12 @@ def list_(*, as_json: bool) -> None:
     emit({"models": [_row(info) for info in held]}, as_json=as_json, text=lambda: _listing(held))
 
 
+def _gate(info: ModelInfo) -> dict[str, Any]:
+    """Return what a gated model asks for, nothing for another."""
+    slot = info.gate
+    return {"gate": {"min_assurance": slot.min_assurance, "key": slot.key, "fleet": slot.fleet}} if slot else {}
+
+
 def _row(info: ModelInfo) -> dict[str, Any]:
     row = {
         "name": info.name,
@@ -100,6 +123,7 @@ def _row(info: ModelInfo) -> dict[str, Any]:
         "format": info.format,
         "licence": info.licence,
         "path": str(info.path),
+        **_gate(info),
     }
     return {**row, "problem": info.problem} if info.problem else row
 

@@ -4,7 +4,10 @@ A key is sealed to `PolicyAuthorize(approver)`: the TPM opens it under any polic
 approved here is always "these PCR values, and a counter that has not passed N". An update gets a new approval, nothing
 is sealed again; raising the counter kills every older approval, for the TPM itself.
 
-Sources: TCG TPM 2.0 Library, part 3: PolicyPCR (23.7), PolicyNV (23.9), PolicyAuthorize (23.16).
+What is leased is sealed without an approver, to a moment of the TPM's own clock: `lease_policy`.
+
+Sources: TCG TPM 2.0 Library, part 3: PolicyPCR (23.7), PolicyNV (23.9), PolicyCounterTimer (23.10), PolicyAuthorize
+(23.16); part 2: TPMS_TIME_INFO (10.11.6).
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ _NULL: Final = 0x0010
 _APPROVER_ATTRIBUTES: Final = 0x40040  # userWithAuth, sign
 _POLICY_NV: Final = 0x149
 _POLICY_AUTHORIZE: Final = 0x16A
+_POLICY_COUNTER_TIMER: Final = 0x16D
+CLOCK_AT: Final = 8
+"""Where TPMS_TIME_INFO, marshalled, has the clock (u64, milliseconds with power)."""
+RESETS_AT: Final = 16
+"""Where it has the reset count (u32)."""
 _POLICY_PCR: Final = 0x17F
 _BITMAP_BYTES: Final = 3
 
@@ -70,6 +78,25 @@ def policy_authorize(approver_name: bytes, reference: bytes) -> bytes:
 def approved_policy(pcrs: Mapping[int, bytes], counter_name: bytes, limit: int) -> bytes:
     """Return the one policy that is approved: *pcrs* and then the counter. The device replays it in this order."""
     return policy_counter_at_most(policy_pcr(EMPTY, pcrs), counter_name, limit)
+
+
+def policy_time_at_most(policy: bytes, at: int, operand: bytes) -> bytes:
+    """Extend *policy* by TPM2_PolicyCounterTimer: the field at *at* is at most *operand* (as long as the field)."""
+    arguments = _hash(operand, struct.pack(">HH", at, UNSIGNED_LE))
+    return _hash(policy, struct.pack(">I", _POLICY_COUNTER_TIMER), arguments)
+
+
+def lease_limits(until_ms: int, resets: int) -> tuple[tuple[int, bytes], ...]:
+    """Return what a lease asks of TPMS_TIME_INFO, in the order a session has to replay it."""
+    return (CLOCK_AT, until_ms.to_bytes(8, "big")), (RESETS_AT, resets.to_bytes(4, "big"))
+
+
+def lease_policy(pcrs: Mapping[int, bytes], until_ms: int, resets: int) -> bytes:
+    """Return the policy of a lease: *pcrs*, the TPM's clock at most *until_ms*, reset at most *resets* times in all."""
+    policy = policy_pcr(EMPTY, pcrs)
+    for at, operand in lease_limits(until_ms, resets):
+        policy = policy_time_at_most(policy, at, operand)
+    return policy
 
 
 def to_approve(policy: bytes, reference: bytes) -> bytes:

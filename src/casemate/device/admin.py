@@ -40,7 +40,7 @@ class AdminServer:
         self,
         path: Path,
         answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]],
-        vault: Callable[[ipc.ToVault, Sequence[int]], Awaitable[ipc.FromVault]] | None = None,
+        vault: Callable[[ipc.ToVault | ipc.WrapKey, Sequence[int]], Awaitable[ipc.FromVault]] | None = None,
         *,
         guest: int | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class AdminServer:
                 await channel.send(await self._reply(question, fds))
         channel.close()
 
-    async def _reply(self, question: ipc.Ask | ipc.ToVault, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
+    async def _reply(self, question: ipc.ToAgent, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
         try:
             if isinstance(question, ipc.Ask):
                 return ipc.Answer(ok=True, data=await self._answer(question))

@@ -50,7 +50,7 @@ class Agent:
         self._duty = Duty(
             self._processes, self._core, lambda: self._engines, lambda: self._upkeep.retired, self._begin_serving
         )
-        self._engines = Engines(self._processes, self._core, self._duty.measure_model)
+        self._engines = Engines(self._processes, self._core, self._duty.leases, self._duty.measure_model)
         self._upkeep = Upkeep(self)
         self._started = self.clock.wall()
 
@@ -67,7 +67,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, processes.stopping.set)
-        admin = AdminServer(self.plan.home.run / CONTROL_SOCKET, self.answer)
+        admin = AdminServer(self.plan.home.run / CONTROL_SOCKET, self.answer, self._duty.wrap_key)
         upkeep = self._update_server()
         try:
             await self._core.start_journal()

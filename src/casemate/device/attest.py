@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from casemate.device.attester import measure
 from casemate.device.channel import ChannelClosed
-from casemate.device.children import ChildDied, ChildProcess
+from casemate.device.children import ChildDied, ChildProcess, rebuild
 from casemate.errors import CasemateError, OperationError
 from casemate.formats import fleet_api, ipc
 from casemate.formats.evidence import Event, EventKind
@@ -79,9 +79,53 @@ class Attestation:
         """
         await self._measure([measure.model_event(name, digest)])
 
-    async def judge(self, fleet: Fleet) -> None:
-        """Answer a challenge of the fleet and keep what it came to; one at a time."""
-        if self._turn.locked():
+    # -- keys of gated models (`device.leases` decides, the attester keeps them)
+
+    async def ask_key(self, fleet: Fleet, model: str) -> tuple[int, str]:
+        """Prove what runs here, then ask for *model*'s key and have the attester keep it for its lease.
+
+        Returns the fleet's status and, when it is not 200, why not in words; status 0: nobody answered.
+
+        Raises:
+            OperationError: the attester refused, ended or was too slow.
+
+        """
+        await self.judge(fleet, wait=True)
+        begun = await self._ask(ipc.BeginKey(self._next(), model))
+        assert isinstance(begun, ipc.KeyBegun)
+        question = fleet_api.encode(fleet_api.KeyQuestion(begun.nonce))
+        answer = await fleet.post(f"keys/{model}/release", question)
+        if answer.status != _OK:
+            return answer.status, fleet_api.problem(answer.body) if answer.status else "the fleet was not reached"
+        given = fleet_api.parse(answer.body, fleet_api.KeyAnswer)
+        await self._ask(ipc.TakeKey(self._next(), model, given.identity, given.encrypted, given.terms, given.wrapped))
+        return answer.status, ""
+
+    async def use_key(self, model: str, into: int) -> float:
+        """Have the attester write *model*'s key into the descriptor *into*; returns the seconds its lease still has.
+
+        Raises:
+            PolicyDeniedError: the lease is over.
+            NotFoundError: there is none.
+            OperationError: the attester ended or was too slow.
+
+        """
+        held = await self._ask(ipc.UseKey(self._next(), model), (into,))
+        assert isinstance(held, ipc.KeyHeld)
+        return held.seconds
+
+    async def drop_keys(self) -> None:
+        """Have the attester forget every lease.
+
+        Raises:
+            OperationError: it did not say that it did.
+
+        """
+        await self._ask(ipc.DropKeys(self._next()))
+
+    async def judge(self, fleet: Fleet, *, wait: bool = False) -> None:
+        """Answer a challenge of the fleet and keep what it came to; one at a time, and not again unless *wait*."""
+        if self._turn.locked() and not wait:
             return
         async with self._turn:
             try:
@@ -120,23 +164,23 @@ class Attestation:
     def _next(self) -> int:
         return next(self._numbers)
 
-    async def _ask(self, request: ipc.ToAttester) -> ipc.FromAttester:
+    async def _ask(self, request: ipc.ToAttester, fds: Sequence[int] = ()) -> ipc.FromAttester:
         """Return the attester's answer.
 
         Raises:
-            OperationError: it refused, ended or was too slow.
+            CasemateError: it refused, ended or was too slow.
 
         """
         if self._child is None:
             raise OperationError("the attester does not run")
         answer = self._waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
-            await self._child.link.send(request)
+            await self._child.link.send(request, fds)
             found: ipc.FromAttester = await asyncio.wait_for(answer, WITHIN)
         except (ChannelClosed, TimeoutError) as error:
             raise OperationError("the attester did not answer") from error
         finally:
             del self._waiting[request.id]
         if isinstance(found, ipc.AttesterRefused):
-            raise OperationError(found.message, hint=found.hint)
+            raise rebuild(found)
         return found

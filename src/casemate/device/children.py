@@ -288,7 +288,7 @@ def exit_reason(code: int) -> str:
     return f"exited with {code}"
 
 
-def rebuild(fatal: ipc.Fatal | ipc.LoadFailed | ipc.ReleaseRefused) -> CasemateError:
+def rebuild(fatal: ipc.Fatal | ipc.LoadFailed | ipc.ReleaseRefused | ipc.AttesterRefused) -> CasemateError:
     """Return the error a child reported, as the class that has its exit code."""
     if fatal.check:
         return UntrustedDataError(fatal.message, check=fatal.check, hint=fatal.hint)

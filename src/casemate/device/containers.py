@@ -22,9 +22,17 @@ from casemate.crypto import aead, hpke, kdf
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
 from casemate.durable import sync_directory
-from casemate.errors import BusyError, NotAuthorisedError, NotFoundError, OperationError, UntrustedDataError
+from casemate.errors import (
+    BusyError,
+    NotAuthorisedError,
+    NotFoundError,
+    OperationError,
+    PolicyDeniedError,
+    UntrustedDataError,
+)
 from casemate.formats import container as fmt
 from casemate.formats.container import (
+    BrokerSlot,
     Header,
     HomeSlot,
     PassphraseSlot,
@@ -34,6 +42,7 @@ from casemate.formats.container import (
     UntrustedContainer,
     VerifiedContainer,
 )
+from casemate.formats.lease import LeasedKey
 from casemate.keystores import UnlockedKeystore
 
 SUFFIX: Final = ".cmodel"
@@ -114,13 +123,24 @@ def home_slot(header: Header, data_key: Secret, keystore: UnlockedKeystore) -> H
     return HomeSlot(key=keystore.key_id, wrapped=wrapped)
 
 
+def gated(name: str) -> PolicyDeniedError:
+    """Return why this device's keystore does not open the container of *name*."""
+    return PolicyDeniedError(
+        f"{name!r} is gated: its key comes from the fleet, for a lease, to the running device alone",
+        hint="it proves itself at each start; to export or re-wrap a model, use its source",
+    )
+
+
 def unwrap_for_home(container: UntrustedContainer, keystore: UnlockedKeystore) -> Secret:
     """Take out the data key with this home's keystore.
 
     Raises:
         UntrustedDataError: `wrong-keystore` the container belongs to another home; `container-slot` it was changed.
+        PolicyDeniedError: it is gated.
 
     """
+    if container.gate:
+        raise gated(container.claimed.name)
     for slot in container.slots:
         if not isinstance(slot, HomeSlot):
             continue
@@ -141,6 +161,44 @@ def unwrap_for_home(container: UntrustedContainer, keystore: UnlockedKeystore) -
         check="wrong-keystore",
         hint="if it is an export, add it: `casemate model add FILE --passphrase-file F`",
     )
+
+
+def broker_slot(header: Header, data_key: Secret, leased: LeasedKey) -> BrokerSlot:
+    """Wrap a data key for whoever a fleet's broker gives the model's key to."""
+    context = fmt.slot_context(header, _broker_context(leased.fleet, leased.model, leased.key, leased.min_assurance))
+    with kdf.derive(leased.secret, "container-wrap", header.digest) as key:
+        wrapped = aead.wrap(key, data_key, context)
+    return BrokerSlot(leased.fleet, leased.model, leased.key, leased.min_assurance, wrapped)
+
+
+def unwrap_leased(container: UntrustedContainer, leased: LeasedKey) -> Secret:
+    """Take out the data key of a gated container.
+
+    Raises:
+        UntrustedDataError: `wrong-lease` another fleet's, model's or key's; `container-slot` it was changed.
+
+    """
+    slot = container.gate
+    if slot is None or (slot.fleet, slot.model, slot.key) != (leased.fleet, leased.model, leased.key):
+        raise UntrustedDataError(
+            "the fleet's key is not the one this container was made with",
+            check="wrong-lease",
+            hint="add the model again with this fleet: `casemate model add FILE --min-assurance L2 --replace`",
+        )
+    named = _broker_context(slot.fleet, slot.model, slot.key, slot.min_assurance)
+    with kdf.derive(leased.secret, "container-wrap", container.header.digest) as key:
+        try:
+            return aead.unwrap(key, slot.wrapped, fmt.slot_context(container.header, named))
+        except TagMismatch:
+            raise UntrustedDataError(
+                "the wrapped key of this container was changed, or belongs to another file",
+                check="container-slot",
+                hint="`casemate model rm` it and add the model again from its source",
+            ) from None
+
+
+def _broker_context(fleet: str, model: str, key: str, level: str) -> str:
+    return f"broker\0{fleet}\0{model}\0{key}\0{level}"
 
 
 def passphrase_slot(header: Header, data_key: Secret, passphrase: Secret) -> PassphraseSlot:

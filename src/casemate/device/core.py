@@ -105,7 +105,7 @@ class Core:
             settings = {name: processes.plan.settings[f"engine.{name}"] for name in ("context", "slots")}
             await processes.start("vault", settings, {**processes.plan.unlock, "journal": journal.fileno()})
 
-    async def ask_vault(self, request: ipc.Load | ipc.ToVault, fds: Sequence[int], deadline: float) -> Any:
+    async def ask_vault(self, request: ipc.ToVaultProcess, fds: Sequence[int], deadline: float) -> Any:
         """Return the vault's answer to *request*, which comes within *deadline* seconds; one request at a time.
 
         Raises:

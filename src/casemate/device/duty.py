@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,10 +16,11 @@ import msgspec
 from casemate.device.children import ChildDied
 from casemate.device.core import QUARANTINED, Core
 from casemate.device.engines import Engines
+from casemate.device.leases import Leases
 from casemate.device.plan import Engine
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, NotFoundError, OperationError
 from casemate.formats import event, ipc
 
 if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet
     from casemate.device.respond import Respondent
 
 STOP_GRACE: Final = 0.7
+_WRAP_WITHIN: Final = 30.0
+_CONTACT_WITHIN: Final = 30.0
 LINK_PAUSE: Final = 60.0
 """Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
 
@@ -53,6 +56,8 @@ class Duty:
         self._serve = serve
         self.plan = processes.plan
         self.clock = processes.clock
+        self.leases = Leases(self, self.clock)
+        self._in_contact = asyncio.Event()
         self.respondent: Respondent | None = None
         self.attestation: Attestation | None = None
 
@@ -90,6 +95,63 @@ class Duty:
         if self.attestation and self.respondent:
             self.spawn(self.attestation.judge(self.respondent))
 
+    # -- keys of gated models
+
+    async def ask_key(self, model: str) -> tuple[int, str]:
+        """Prove what runs here and ask the fleet for *model*'s key; returns its status (0: no answer) and why not.
+
+        Raises:
+            CasemateError: the attester failed.
+
+        """
+        if self.attestation is None:
+            return 0, "this device has no TPM, so its fleet gives it no key (set keystore.tpm)"
+        if self.respondent is None:
+            return 0, "this device belongs to no fleet (`casemate device enrol`)"
+        if not self.may_serve:
+            return 0, f"this device is {self.state}"
+        try:
+            await asyncio.wait_for(self._in_contact.wait(), _CONTACT_WITHIN)
+        except TimeoutError:
+            return 0, "the fleet was not reached"
+        return await self.attestation.ask_key(self.respondent, model)
+
+    async def use_key(self, model: str, into: int) -> float:
+        """Have *model*'s key written into the descriptor *into*; returns the seconds its lease still has.
+
+        Raises:
+            CasemateError: there is no lease, it is over, or the attester failed.
+
+        """
+        if self.attestation is None:
+            raise NotFoundError("this device has no TPM", hint="set keystore.tpm")
+        return await self.attestation.use_key(model, into)
+
+    async def wrap_key(self, request: ipc.ToVault | ipc.WrapKey, fds: Sequence[int]) -> ipc.FromVault:
+        """Have the vault wrap a new container's data key, which came along, under its model's gated key.
+
+        Raises:
+            CasemateError: the fleet gives no key, or was not reached.
+
+        """
+        if not isinstance(request, ipc.WrapKey):
+            raise OperationError("the vault is not asked for that here", hint="this is a bug")
+        try:
+            await self.leases.obtain(request.model)
+            async with self.leases.key(request.model) as key:
+                keyed = msgspec.structs.replace(request, keyed=True)
+                reply: ipc.FromVault = await self._core.ask_vault(keyed, [fds[0], key], _WRAP_WITHIN)
+        except ChildDied as died:
+            raise died.error or OperationError(died.reason, hint="try again") from died
+        return reply
+
+    async def _drop_keys(self) -> None:
+        """Forget every lease, here and in the TPM's keeping; what cannot be forgotten now ends by itself."""
+        self.leases.forget()
+        if self.attestation:
+            with contextlib.suppress(CasemateError):
+                await self.attestation.drop_keys()
+
     # -- the link
 
     async def join(self, member: Member | None) -> None:
@@ -125,8 +187,10 @@ class Duty:
         if self.respondent is None:
             return
         self.spawn(self.respondent.heard(message))
-        if isinstance(message, ipc.Contact) and message.attest_wanted:
-            self.show_evidence()
+        if isinstance(message, ipc.Contact):
+            (self._in_contact.set if message.ok else self._in_contact.clear)()
+            if message.attest_wanted:
+                self.show_evidence()
 
     def heard_of_tpm(self, message: ipc.FromAttester) -> None:
         """Take what the attester says."""
@@ -160,6 +224,7 @@ class Duty:
         ending = [child for role, child in processes.children.items() if role == "vault"]
         for vault in ending:
             vault.kill()
+        self.leases.forget()
         await self._core.vault_said(ChildDied(f"this device is {QUARANTINED}"))
         await asyncio.gather(*tasks, return_exceptions=True)
         ending += [engine.child for engine in (*engines.by_name.values(), *self._retired()) if engine.child]
@@ -171,6 +236,7 @@ class Duty:
         for engine in engines.by_name.values():
             engine.child = engine.task = None
             engines.tell_down(engine, None)
+        await self._drop_keys()
 
     async def resume(self) -> None:
         """Serve again after `hold`."""

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from casemate.device.children import ChildDied, ChildProcess, link_pair, rebuild, start_child, wait_ready
 from casemate.device.core import QUARANTINED, Core
+from casemate.device.leases import LeaseOver, Leases
 from casemate.device.plan import Engine
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy, State
 from casemate.errors import OperationError
 from casemate.formats import event, ipc
 
+_LOOK: Final = 2.0
+
 
 class Engines:
     """The engines of one device, by the name their model is served under."""
 
-    def __init__(self, processes: Processes, core: Core, measure: Callable[[str, str], Awaitable[None]]) -> None:
-        """Serve the models of the plan; *measure* (name, digest) returns before the gateway may reach a model."""
+    def __init__(
+        self, processes: Processes, core: Core, leases: Leases, measure: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        """Serve the models of the plan; *measure* (name, digest) returns before the gateway may reach a model.
+
+        A gated model runs while *leases* has one for it.
+        """
         self._processes = processes
+        self._leases = leases
         self._core = core
         self._measure = measure
         self.held = False
@@ -49,16 +59,19 @@ class Engines:
         while True:
             try:
                 if not engine.child:
+                    await self._wait_for_lease(engine)
                     await self.start(engine)
                 assert engine.child
                 engine.policy.started(clock.monotonic())
                 processes.changed.set()
-                died = await processes.attend(engine.child)
+                died = await self._attend(engine, engine.child)
             except ChildDied as failed:
                 died = failed
             engine.child = None
             if engine.retired:
                 return
+            if isinstance(died, LeaseOver):
+                continue
             delay = engine.policy.died(clock.monotonic(), died.reason, transient=died.transient)
             self.tell_down(engine, delay)
             name, now = engine.model.name, clock.wall()
@@ -72,6 +85,44 @@ class Engines:
             processes.report_death(f"the engine of {name}", died, "is started again")
             await asyncio.sleep(delay)
             record(event.engine_restarted(model=name, attempt=engine.policy.failures, now=clock.wall()))
+
+    async def _wait_for_lease(self, engine: Engine) -> None:
+        """Return when *engine* may run; until then its model is stopped, and says why."""
+        gate = engine.model.gate
+        if not gate:
+            return
+        waiting = asyncio.ensure_future(self._leases.ready(gate))
+        try:
+            while not (await asyncio.wait([waiting], timeout=_LOOK))[0]:
+                if engine.policy.state is not State.STOPPED:
+                    self._processes.plan.report(f"{engine.model.name} waits for its fleet: {self._leases.told(gate)}")
+                engine.policy.stopped(self._leases.told(gate))
+                self.tell_down(engine, None)
+        finally:
+            waiting.cancel()
+
+    async def _attend(self, engine: Engine, child: ChildProcess) -> ChildDied:
+        """Attend *child* until it dies or its lease is over, which ends it."""
+        gate = engine.model.gate
+        if not gate:
+            return await self._processes.attend(child)
+        ending = asyncio.ensure_future(self._end_with_lease(gate, child))
+        try:
+            died = await self._processes.attend(child)
+        finally:
+            ending.cancel()
+        if self._leases.runs(gate):
+            return died
+        why = self._leases.told(gate)
+        engine.policy.stopped(why)
+        self.tell_down(engine, None)
+        self._processes.record(event.lease_ended(model=engine.model.name, reason=why, now=self._processes.clock.wall()))
+        self._processes.plan.report(f"{engine.model.name} stopped: {why}")
+        return LeaseOver(why)
+
+    async def _end_with_lease(self, gate: str, child: ChildProcess) -> None:
+        await self._leases.over(gate)
+        child.kill()
 
     async def start(self, engine: Engine) -> None:
         """Run one engine up to `EngineUp`: it loads what the vault sends it, then the gateway gets its link.
@@ -150,13 +201,17 @@ class Engines:
 
         Raises:
             ChildDied: refused (for good: tampered, no memory) or the vault is gone (worth another try).
+            LeaseOver: it is gated, and the TPM does not give its key.
 
         """
         if engine.model.replay:
             return
-        request = ipc.Load(model=engine.model.container or engine.model.name, path=engine.model.path)
+        model, gate = engine.model, engine.model.gate
+        request = ipc.Load(model=model.container or model.name, path=model.path, leased=bool(gate))
         deadline = self._processes.plan.settings["engine.load_deadline"]
-        reply = await self._core.ask_vault(request, [vault_end.fileno()], deadline)
+        async with contextlib.AsyncExitStack() as held:
+            keys = [await held.enter_async_context(self._leases.key(gate))] if gate else []
+            reply = await self._core.ask_vault(request, [vault_end.fileno(), *keys], deadline)
         if isinstance(reply, ipc.LoadFailed):
             passing = reply.code == OperationError.code  # no memory, the engine went away: may be better next time
             raise ChildDied(f"model refused: {reply.message}", transient=passing, error=rebuild(reply))
@@ -208,6 +263,7 @@ class Engines:
             "bytes": engine.bytes,
             "state": self._state(engine),
             "reason": engine.policy.reason,
+            **({"lease": self._leases.status(engine.model.gate)} if engine.model.gate else {}),
             "failures": engine.policy.failures,
             "pid": engine.child.pid if engine.child else None,
             "ready_after": round(engine.seconds, 3),

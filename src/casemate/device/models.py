@@ -40,13 +40,24 @@ from casemate.errors import (
 )
 from casemate.formats import container as fmt
 from casemate.formats import event
-from casemate.formats.container import SlotArea, UntrustedContainer, VerifiedContainer
+from casemate.formats.container import (
+    BrokerSlot,
+    Header,
+    Slot,
+    SlotArea,
+    UntrustedContainer,
+    VerifiedContainer,
+    gate_of,
+)
 from casemate.formats.gguf import HEADER_LIMIT, GgufFacts
 from casemate.ids import parse_name
 from casemate.keystores import Sources, UnlockedKeystore
 
 ShowProgress = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 """As `cli.output.progress`: (total bytes, label) -> a context that yields advance(bytes)."""
+
+WrapForGate = Callable[[str, Header, Secret], Slot]
+"""(name, header, data key) -> the container's only slot; see `device.gating`."""
 
 _GENERATION: Final = re.compile(r"\.g[1-9][0-9]{0,15}\Z")  # how updates call the containers they make
 _LICENCE: Final = re.compile(r"[\x20-\x7e]{0,64}\Z")
@@ -65,6 +76,8 @@ class ModelInfo:
     added: int = 0
     facts: GgufFacts | None = None
     problem: str = ""
+    gate: BrokerSlot | None = None
+    """Whose broker has its key; None: this device's own keystore."""
 
 
 @contextlib.contextmanager
@@ -120,6 +133,7 @@ def _info(path: Path, name: str, container: UntrustedContainer) -> ModelInfo:
         licence=labels.licence,
         added=labels.added,
         facts=labels.facts,
+        gate=container.gate,
     )
 
 
@@ -180,11 +194,13 @@ def add_model(
     licence: str = "",
     replace: bool = False,
     passphrase: Secret | None = None,
+    gate: WrapForGate | None = None,
     progress: ShowProgress = no_progress,
 ) -> ModelInfo:
     """Check, encrypt and store the GGUF file (or the exported container) at *path*.
 
-    *passphrase* opens an export. Nothing is left behind when this fails or is killed.
+    *passphrase* opens an export. *gate* wraps the data key of a gated model, whose fleet then has the only way in.
+    Nothing is left behind when this fails or is killed.
 
     Raises:
         UntrustedDataError: the file is refused.
@@ -206,7 +222,8 @@ def add_model(
         try:
             source = held.enter_context(_plaintext(_open_source(path, held), path, passphrase, unlock))
             store.require_space(home.models, source.size)
-            info = _encrypt(unlock(), source, _Target(target, name, licence, replace), progress)
+            wrap = gate or functools.partial(_wrap_for_home, unlock())
+            info = _encrypt(wrap, source, _Target(target, name, licence, replace), progress)
         except UntrustedDataError as error:
             _record_refusal(home, name, error)
             raise
@@ -305,7 +322,11 @@ class _Target:
     replace: bool
 
 
-def _encrypt(keystore: UnlockedKeystore, source: Plaintext, target: _Target, progress: ShowProgress) -> ModelInfo:
+def _wrap_for_home(keystore: UnlockedKeystore, _name: str, header: Header, data_key: Secret) -> Slot:
+    return containers.home_slot(header, data_key, keystore)
+
+
+def _encrypt(wrap: WrapForGate, source: Plaintext, target: _Target, progress: ShowProgress) -> ModelInfo:
     """Hash and encrypt in one pass. The data key exists only here, in locked memory, and wrapped in the slot area."""
     header = fmt.new_header(
         plain_size=source.size,
@@ -330,7 +351,8 @@ def _encrypt(keystore: UnlockedKeystore, source: Plaintext, target: _Target, pro
                 added=int(SystemClock().wall()),
                 facts=source.inspection.facts,
             )
-            writer.finish(SlotArea(slots=(containers.home_slot(header, data_key, keystore),), labels=labels))
+            slot = wrap(target.name, header, data_key)
+            writer.finish(SlotArea(slots=(slot,), labels=labels))
             file.commit(target.path, replace=target.replace)
             containers.remove_records(target.path)
     except OSError as error:
@@ -345,6 +367,7 @@ def _encrypt(keystore: UnlockedKeystore, source: Plaintext, target: _Target, pro
         licence=labels.licence,
         added=labels.added,
         facts=labels.facts,
+        gate=gate_of((slot,)),
     )
 
 

@@ -27,6 +27,8 @@ class ServedModel:
     replay: tuple[str, ...] = ()
     container: str = ""
     """What the container is called, when that is not `name`: a generation's."""
+    gate: str = ""
+    """What the fleet calls the model, when its key comes from there, for a lease."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,6 +115,8 @@ def _forget_old_keys(keystore: UnlockedKeystore, sources: Sources) -> None:
 def _rewrap_all(home: Home, keystore: UnlockedKeystore) -> tuple[int, dict[str, str]]:
     done, refused = 0, {}
     for info in models.list_models(home):
+        if info.gate:  # no key of this home opens it, old or new
+            continue
         try:
             done += _rewrap(home, keystore, info.name)
         except UntrustedDataError as error:

@@ -165,7 +165,8 @@ def resolve_models(
         UntrustedDataError: a file is not a model.
 
     """
-    held = boot.over({model.name: model.path for model in models.list_models(home)})
+    found = models.list_models(home)
+    held = boot.over({model.name: model.path for model in found})
     files = {models.name_for(Path(text)): Path(text) for text in wanted if Path(text).is_file()}
     names = [models.name_for(Path(text)) if Path(text).is_file() else text for text in wanted]
     adding = {name: path for name, path in files.items() if name not in held}
@@ -176,7 +177,8 @@ def resolve_models(
             adding[DEMO_MODEL] = packaged.enter_context(importlib.resources.as_file(_demo_file()))
         if adding or not keystores.exists(home.keystore):
             _add(home, adding, sources, person)
-            held = boot.over({model.name: model.path for model in models.list_models(home)})
+            found = models.list_models(home)
+            held = boot.over({model.name: model.path for model in found})
     missing = [name for name in names if name not in held]
     if missing:
         raise NotFoundError(
@@ -184,8 +186,14 @@ def resolve_models(
             hint=f"have: {', '.join(sorted(held)) or 'none'}; add one with `casemate model add FILE`",
         )
     chosen = names or ([] if recorded else sorted(held))
+    gates = {model.path: model.gate.model for model in found if model.gate}
     served = [
-        ServedModel(name, str(held[name]), container=generation.container(name, held[name]))
+        ServedModel(
+            name,
+            str(held[name]),
+            container=generation.container(name, held[name]),
+            gate=gates.get(held[name], ""),
+        )
         for name in dict.fromkeys(chosen)
     ]
     return tuple(served + [ServedModel(name, "", chunks) for name, chunks in recorded.items()])

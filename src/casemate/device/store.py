@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from casemate.crypto.secret import Secret
 from casemate.device import containers
 from casemate.device.containers import SUFFIX, OpenContainer
 from casemate.device.home import Home
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import container as fmt
-from casemate.formats.container import VerifiedContainer
+from casemate.formats.container import UntrustedContainer, VerifiedContainer
+from casemate.formats.lease import LeasedKey
 from casemate.ids import parse_name
 from casemate.keystores import UnlockedKeystore
 
@@ -49,15 +51,16 @@ def unknown(home: Home, name: str) -> NotFoundError:
 
 @contextlib.contextmanager
 def opened_model(
-    home: Home, keystore: UnlockedKeystore, name: str, *, locked: bool = False
+    home: Home, keystore: UnlockedKeystore, name: str, *, locked: bool = False, leased: LeasedKey | None = None
 ) -> Iterator[tuple[OpenContainer, VerifiedContainer]]:
     """Open the container of *name* and prove its header, slots and labels; chunks prove themselves when they are read.
 
-    *locked*: the caller holds `containers.models_lock` exclusively.
+    *locked*: the caller holds `containers.models_lock` exclusively. *leased*: the key of a gated model.
 
     Raises:
         NotFoundError: there is none of that name.
         UntrustedDataError: it was changed, swapped or made for another keystore.
+        PolicyDeniedError: it is gated, and there is no leased key.
 
     """
     try:
@@ -65,7 +68,7 @@ def opened_model(
     except NotFoundError:
         raise unknown(home, name) from None
     with opened:
-        with containers.unwrap_for_home(opened.container, keystore) as data_key:
+        with _data_key(opened.container, keystore, leased) as data_key:
             verified = fmt.verify(opened.container, data_key)
         if verified.labels.name != name:
             raise UntrustedDataError(
@@ -75,6 +78,12 @@ def opened_model(
             )
         containers.finish_pending(opened, locked=locked)
         yield opened, verified
+
+
+def _data_key(container: UntrustedContainer, keystore: UnlockedKeystore, leased: LeasedKey | None) -> Secret:
+    if leased:
+        return containers.unwrap_leased(container, leased)
+    return containers.unwrap_for_home(container, keystore)
 
 
 def require_space(directory: Path, size: int) -> None:

@@ -6,6 +6,7 @@ RUNNING        healthy 10 min     RUNNING        forget the failures
 BACKING_OFF    delay over         RUNNING        start
 any            > 5 in 10 min      NEEDS_TRIAGE   stay down; a person decides
 any            refused for good   NEEDS_TRIAGE   the same failure would come back: signature, seccomp, memory
+any            its lease is over  STOPPED        start again when the fleet grants one; no failure
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class State(StrEnum):
     RUNNING = "running"
     BACKING_OFF = "backing off"
     NEEDS_TRIAGE = "needs triage"
+    STOPPED = "stopped"
 
 
 @dataclasses.dataclass
@@ -42,6 +44,10 @@ class RestartPolicy:
     def started(self, now: float) -> None:
         """Note that the process serves."""
         self.state, self.reason, self._since = State.RUNNING, "", now
+
+    def stopped(self, reason: str) -> None:
+        """Note that it must not serve now; no failure of its own."""
+        self.state, self.reason = State.STOPPED, reason
 
     def died(self, now: float, reason: str, *, transient: bool = True) -> float | None:
         """Return how many seconds to wait before the next start, or None to stay down."""

@@ -8,10 +8,11 @@ refuses is journaled too. The plaintext is never in a file, and never mapped her
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +20,17 @@ import msgspec
 
 from casemate import keystores
 from casemate.clock import Clock, SystemClock
-from casemate.device import store
+from casemate.crypto import kdf
+from casemate.crypto.secret import Secret
+from casemate.device import containers, store
 from casemate.device.channel import Channel, ChannelClosed, JournalClient
 from casemate.device.home import Home
 from casemate.device.process import Child, boot
 from casemate.device.releases import Releases
 from casemate.device.sealed import available_memory, require_memory, unseal_into_memory
-from casemate.errors import CasemateError, OperationError, UntrustedDataError
-from casemate.formats import event, ipc
+from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
+from casemate.formats import container, event, ipc, lease
+from casemate.formats.lease import LEVELS, LeasedKey
 from casemate.keystores import UnlockedKeystore
 
 _SEND_TIMEOUT: Final = 10.0
@@ -59,11 +63,17 @@ class Vault:
         """Record through a new link: the journal process was restarted."""
         self._journal = journal
 
-    def load(self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None]) -> ipc.Loaded | ipc.LoadFailed:
-        """Carry out one `Load`: the engine at the other end of *supply* gets the weights, or nobody does."""
+    def load(
+        self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None], key: int | None = None
+    ) -> ipc.Loaded | ipc.LoadFailed:
+        """Carry out one `Load`: the engine at the other end of *supply* gets the weights, or nobody does.
+
+        The leased key of a gated model comes through *key*; it is used for this load and forgotten.
+        """
         started = self._clock.monotonic()
         try:
-            digest, size, version = self._hand_over(request, supply, tick)
+            with _leased(key) as leased:
+                digest, size, version = self._hand_over(request, supply, leased, tick)
         except CasemateError as error:
             return self._refused(request.model, error)
         seconds = self._clock.monotonic() - started
@@ -73,16 +83,41 @@ class Vault:
         """Carry out what an update asks for; *fds* stay open."""
         return self._releases.answer(request, fds, tick)
 
-    def _hand_over(self, request: ipc.Load, supply: socket.socket, tick: Callable[[], None]) -> tuple[str, int, int]:
+    def wrap(self, request: ipc.WrapKey, fds: list[int]) -> ipc.KeyWrapped | ipc.ReleaseRefused:
+        """Wrap the data key of a container that is being made (first descriptor) under a leased key (second)."""
+        try:
+            with _leased(fds[1]) as leased, _data_key(fds[0]) as data_key:
+                assert leased
+                if request.min_assurance not in LEVELS or LEVELS.index(leased.min_assurance) < LEVELS.index(
+                    request.min_assurance
+                ):
+                    raise PolicyDeniedError(
+                        f"the fleet gives this model's key to {leased.min_assurance} already",
+                        hint=f"on the fleet: `casemate fleet model gate {leased.model} --min-assurance "
+                        f"{request.min_assurance}`",
+                    )
+                header = container.parse_header(request.header)
+                slot = containers.broker_slot(header, data_key, leased)
+        except CasemateError as error:
+            check = error.check if isinstance(error, UntrustedDataError) else ""
+            return ipc.ReleaseRefused(request.id, error.code, error.message, error.hint, error.exit_code, check)
+        self._journal(event.key_used(key=leased.key, purpose=f"gate {leased.model}", now=self._clock.wall()))
+        return ipc.KeyWrapped(request.id, msgspec.json.encode(slot))
+
+    def _hand_over(
+        self, request: ipc.Load, supply: socket.socket, leased: LeasedKey | None, tick: Callable[[], None]
+    ) -> tuple[str, int, int]:
         """Do it in this order: 1 prove, 2 room, 3 decrypt, 4 journal, 5 send."""
         self._check_path(request)
-        with store.opened_model(self._home, self._keystore, request.model) as (opened, verified):  # 1
+        with store.opened_model(self._home, self._keystore, request.model, leased=leased) as (opened, verified):  # 1
             require_memory(verified, self._context, self._slots, available_memory())  # 2
             memory = unseal_into_memory(opened.fd, verified, tick)  # 3
         try:
             labels, now = verified.labels, self._clock.wall()
             self._journal(  # 4
-                event.key_used(key=self._keystore.key_id, purpose=f"open {labels.name}", now=now),
+                event.key_used(
+                    key=leased.key if leased else self._keystore.key_id, purpose=f"open {labels.name}", now=now
+                ),
                 event.model_loaded(model=labels.name, digest=labels.digest, now=now),
             )
             size = verified.header.plain_size
@@ -106,15 +141,47 @@ class Vault:
         return ipc.LoadFailed(model, error.code, error.message, error.hint, error.exit_code, check)
 
 
+@contextlib.contextmanager
+def _leased(fd: int | None) -> Iterator[LeasedKey | None]:
+    """Read a leased key from the pipe *fd*; None: the model needs none."""
+    if fd is None:
+        yield None
+        return
+    os.set_blocking(fd, False)  # whoever wrote it is done: a pipe that stays open must not hold the vault
+    with lease.handed(_read(fd)) as leased:
+        yield leased
+
+
+def _read(fd: int) -> bytes:
+    pieces = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while len(pieces) <= lease.LIMIT and (piece := os.read(fd, lease.LIMIT)):
+            pieces += piece
+    return bytes(pieces)
+
+
+def _data_key(fd: int) -> Secret:
+    """Read the data key of a container that is being made.
+
+    Raises:
+        UntrustedDataError: `lease-form`.
+
+    """
+    raw = os.pread(fd, kdf.KEY_BYTES + 1, 0)
+    if len(raw) != kdf.KEY_BYTES:
+        raise UntrustedDataError("the container's key did not arrive", check="lease-form", hint="try again")
+    return Secret(raw)
+
+
 def serve(child: Child, vault: Vault) -> None:
     """Answer the agent, one request at a time, until it closes the link. Pings are answered between chunks too."""
-    waiting: collections.deque[tuple[ipc.Load | ipc.ToVault, list[int]]] = collections.deque()
+    waiting: collections.deque[tuple[ipc.ToVaultProcess, list[int]]] = collections.deque()
 
     def receive() -> None:
         message, fds = child.control.recv()
         if isinstance(message, ipc.Ping):
             child.control.send(ipc.Pong(message.n))
-        elif isinstance(message, ipc.Load | ipc.ToVault):
+        elif isinstance(message, ipc.ToVaultProcess):
             waiting.append((message, fds))
         elif isinstance(message, ipc.Attach):
             vault.journal_again(JournalClient(socket.socket(fileno=fds[0])).append)
@@ -132,13 +199,15 @@ def serve(child: Child, vault: Vault) -> None:
 
 
 def _answer(
-    vault: Vault, request: ipc.Load | ipc.ToVault, fds: list[int], tick: Callable[[], None]
+    vault: Vault, request: ipc.ToVaultProcess, fds: list[int], tick: Callable[[], None]
 ) -> ipc.Loaded | ipc.LoadFailed | ipc.FromVault:
     """Carry out one request; its descriptors are closed."""
-    if isinstance(request, ipc.Load):
-        with socket.socket(fileno=fds[0]) as supply:
-            return vault.load(request, supply, tick)
     try:
+        if isinstance(request, ipc.Load):
+            with socket.socket(fileno=os.dup(fds[0])) as supply:
+                return vault.load(request, supply, tick, fds[1] if request.leased else None)
+        if isinstance(request, ipc.WrapKey):
+            return vault.wrap(request, fds)
         return vault.release(request, fds, tick)
     finally:
         for fd in fds:

@@ -2,7 +2,8 @@
 
 A gated model has one key-encryption key, made here and wrapped by the broker's own key, which lies in the fleet's
 directory and not in its database. It leaves only for `TPM2_ActivateCredential` of the one TPM we know, so a stolen
-connection, certificate or disk is no use for it; and with a lease, after which the device's vault forgets it.
+connection, certificate or disk is no use for it; in answer to one question of that device; and with a lease, after
+which the device's TPM does not give it out any more (`formats.lease`).
 
 Every answer is a row and an entry of the audit log, refusals too: who asked, for what, and why not.
 """
@@ -18,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import Response
 from starlette.routing import Route
 
-from casemate.crypto import aead, kdf
+from casemate.crypto import aead
 from casemate.crypto import tpm as tpm_crypto
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
@@ -29,11 +30,11 @@ from casemate.fleet.exchange import DeviceCall, device_route, reply
 from casemate.fleet.home import FleetHome
 from casemate.fleet.states import State, Use, may
 from casemate.fleet.store import tables
-from casemate.formats import fleet_api, tpm
+from casemate.formats import fleet_api, keystore, lease, tpm
 
 LEVELS: Final = ("L0", "L1", "L2", "L3")
 LEASE_SECONDS: Final = 24 * 3600
-LONGEST_LEASE: Final = 30 * 86_400
+LONGEST_LEASE: Final = lease.LONGEST_S
 RESULT_AGE: Final = 900.0
 KEY_FILE: Final = "broker.key"
 _KEY_BYTES: Final = 32
@@ -108,6 +109,7 @@ async def release(call: DeviceCall) -> Response:
     model = call.request.path_params["model"]
     if not _MODEL.match(model):
         raise NotFoundError("the fleet has no key for this model")
+    asked = fleet_api.parse(call.body, fleet_api.KeyQuestion)
     fleet, device, now = call.fleet, call.device, call.now
     async with fleet.store.write() as connection:
         # the record is locked: a revocation or quarantine that commits first is seen, one that comes later waits
@@ -122,7 +124,7 @@ async def release(call: DeviceCall) -> Response:
         gate = Gate(row.min_assurance, row.lease_s, row.licence_ends) if row else None
         result = await _newest_result(connection, device.id)
         verdict = decide(gate, result, state, now)
-        answer = await _sealed(connection, fleet.home, device.id, row, verdict) if verdict.granted and row else None
+        answer = await _sealed(connection, call, row, verdict, asked.nonce) if verdict.granted and row else None
         await _note(connection, call, model, verdict, result)
     if answer is None:
         raise PolicyDeniedError(f"no key: {verdict.reason}", hint="`casemate device status` says what is missing")
@@ -149,7 +151,7 @@ async def gate_model(fleet: Fleet, model: str, gate: Gate, actor: str) -> str:
             await connection.execute(sa.update(table).where(table.c.model == model).values(**asks))
         else:
             with Secret.random(_KEY_BYTES) as key, broker_key(fleet.home) as broker:
-                key_id = name_of(key)
+                key_id = keystore.key_id(key)
                 wrapped = aead.wrap(broker, key, _PURPOSE + model.encode("ascii"))
             values = {"model": model, "key_id": key_id, "wrapped": wrapped, "created": now, "created_by": actor}
             await connection.execute(sa.insert(table).values(**values, **asks))
@@ -174,12 +176,6 @@ async def list_grants(fleet: Fleet, limit: int = 100) -> list[dict[str, Any]]:
         return [{key: value for key, value in row.items() if key != "tenant_id"} for row in rows]
 
 
-def name_of(key: Secret) -> str:
-    """Return the public name of a key: 8 bytes of a value derived from it, in hex."""
-    with kdf.derive(key, "key-id") as name:
-        return bytes(name.view()[:8]).hex()
-
-
 def broker_key(home: FleetHome) -> Secret:
     """Return the key that wraps every model's key, made at its first use. It is part of a backup, apart from the rest.
 
@@ -200,29 +196,43 @@ def broker_key(home: FleetHome) -> Secret:
 
 
 async def _sealed(
-    connection: AsyncConnection, home: FleetHome, device: str, row: sa.Row[Any], verdict: Verdict
+    connection: AsyncConnection, call: DeviceCall, row: sa.Row[Any], verdict: Verdict, nonce: bytes
 ) -> fleet_api.KeyAnswer:
-    """Return the key for the one TPM that may open it.
+    """Return the key for the one TPM that may open it, in answer to *nonce*.
 
     Raises:
         OperationError: the wrapped key does not open: another directory, or a changed row.
 
     """
     identity = tables.tpm_identity.c
-    query = sa.select(identity.ek_public, identity.ak_public).where(identity.device_id == device)
+    query = sa.select(identity.ek_public, identity.ak_public).where(identity.device_id == call.device.id)
     known = (await connection.execute(query)).one()
     ek, ak = tpm.parse_public(bytes(known.ek_public)), tpm.parse_public(bytes(known.ak_public))
+    terms = lease.Terms(
+        schema=1,
+        fleet=call.fleet.settings.fleet,
+        device=call.device.id,
+        model=row.model,
+        key=row.key_id,
+        min_assurance=row.min_assurance,
+        lease_s=verdict.lease_s,
+        nonce=nonce,
+    )
     try:
         with (
-            broker_key(home) as broker,
+            broker_key(call.fleet.home) as broker,
             aead.unwrap(broker, bytes(row.wrapped), _PURPOSE + row.model.encode("ascii")) as key,
+            Secret.random(_KEY_BYTES) as transport,
         ):
-            sealed = tpm_crypto.make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, key.reveal())
+            grant = lease.make_grant(transport, key, terms)
+            sealed = tpm_crypto.make_credential(
+                ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, transport.reveal()
+            )
     except TagMismatch:
         raise OperationError(
             "the model's key does not open with the broker's", hint="the fleet's keys and database do not fit"
         ) from None
-    return fleet_api.KeyAnswer(row.key_id, *sealed, verdict.lease_s)
+    return fleet_api.KeyAnswer(row.key_id, *sealed, *grant, verdict.lease_s)
 
 
 async def _row(connection: AsyncConnection, model: str) -> sa.Row[Any] | None:

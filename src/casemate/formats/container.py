@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from enum import IntEnum
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 import msgspec
 
@@ -119,7 +119,20 @@ class RecipientSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     wrapped: Wrapped
 
 
-Slot = HomeSlot | PassphraseSlot | RecipientSlot
+class BrokerSlot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="broker"):
+    """Wrapped by the gated key *key* of *model*, which the broker of *fleet* gives to devices of *min_assurance*.
+
+    It is a container's only slot: no passphrase, file or home opens such a container.
+    """
+
+    fleet: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-zA-Z._-]{1,64}\Z")]
+    model: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{0,62}\Z")]
+    key: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
+    min_assurance: Literal["L2", "L3"]
+    wrapped: Wrapped
+
+
+Slot = HomeSlot | PassphraseSlot | RecipientSlot | BrokerSlot
 
 
 class Labels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +159,11 @@ class UntrustedContainer(msgspec.Struct, frozen=True):
     slots: tuple[Slot, ...]
     claimed: Labels
     area: bytes
+
+    @property
+    def gate(self) -> BrokerSlot | None:
+        """The slot of a gated container; None for one that this device's own keystore opens."""
+        return gate_of(self.slots)
 
 
 class VerifiedContainer(msgspec.Struct, frozen=True):
@@ -225,13 +243,26 @@ def _parse_area(area: bytes) -> SlotArea:
     if not length <= _BODY_LIMIT:
         _refuse("container-slots", f"its slot area claims {length} bytes")
     try:
-        return _area_decoder.decode(memoryview(area)[_AREA_LENGTH.size : _AREA_LENGTH.size + length])
+        found = _area_decoder.decode(memoryview(area)[_AREA_LENGTH.size : _AREA_LENGTH.size + length])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UntrustedDataError(
             "the container was refused: its slot area is not well-formed",
             check="container-slots",
             hint="it is damaged or was changed: `casemate model rm` it and add the model again from its source",
         ) from error
+    _require_one_gate(found.slots)
+    return found
+
+
+def gate_of(slots: tuple[Slot, ...]) -> BrokerSlot | None:
+    """Return the broker's slot, if there is one."""
+    return next((slot for slot in slots if isinstance(slot, BrokerSlot)), None)
+
+
+def _require_one_gate(slots: tuple[Slot, ...]) -> None:
+    """Refuse a way around a broker: whoever has the data key may write a slot, and a gated model has exactly one."""
+    if gate_of(slots) and len(slots) != 1:
+        _refuse("container-gate", "a gated model has another way in beside its fleet's broker")
 
 
 def verify(container: UntrustedContainer, data_key: Secret) -> VerifiedContainer:
@@ -281,6 +312,7 @@ def seal_area(header: Header, area: SlotArea, data_key: Secret) -> bytes:
         ValueError: the labels and slots do not fit.
 
     """
+    _require_one_gate(area.slots)
     body = msgspec.json.encode(area)
     if len(body) > _BODY_LIMIT:
         raise ValueError("the slot area is full")

@@ -84,6 +84,8 @@ KINDS: Final[dict[str, Kind]] = {
     "canary_leaked": Kind(FINDING, CREATED, Severity.HIGH, GATEWAY),
     "sandbox_started": Kind(PROCESS, LAUNCH, Severity.INFO, AGENT),
     "sandbox_tested": Kind(FINDING, CREATED, Severity.INFO, AGENT),
+    "key_leased": Kind(ENTITY, READ, Severity.INFO, AGENT),
+    "lease_ended": Kind(LIFECYCLE, STOP, Severity.HIGH, AGENT, failed=True),
     "engine_ready": Kind(LIFECYCLE, START, Severity.INFO, AGENT),
     "engine_crashed": Kind(LIFECYCLE, STOP, Severity.HIGH, AGENT, failed=True),
     "engine_restarted": Kind(LIFECYCLE, RESTART, Severity.MEDIUM, AGENT),
@@ -321,6 +323,17 @@ def engine_ready(*, model: str, digest: str, seconds: float, now: float) -> Even
         model=model,
         ms=int(seconds * 1000),
     )
+
+
+def key_leased(*, model: str, seconds: float, now: float) -> Event:
+    """Build: the fleet gave the key of a gated model, for a lease of *seconds*."""
+    message = f"lease on the key of {model} for {seconds:.0f} s"
+    return _event("key_leased", now, message, entity=_entity("model", model))
+
+
+def lease_ended(*, model: str, reason: str, now: float) -> Event:
+    """Build: a gated model stopped because nobody affirmed this device in time."""
+    return _event("lease_ended", now, f"{model} stopped: its lease is over", app=_app(model), detail=reason)
 
 
 def engine_crashed(*, model: str, cause: str, now: float) -> Event:

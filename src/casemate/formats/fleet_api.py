@@ -131,12 +131,23 @@ class AttestAnswer(_Answer, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+class KeyQuestion(_Request, frozen=True):
+    """A device asks for a model's key; *nonce* is its attester's, for this question alone."""
+
+    nonce: Nonce
+
+
 class KeyAnswer(_Answer, frozen=True):
-    """The key of a model for `TPM2_ActivateCredential` of this device's TPM alone, to be held *lease_s* seconds."""
+    """The key of a model, for one TPM and one question (`formats.lease`).
+
+    *identity* and *encrypted* are for `TPM2_ActivateCredential`; what they hold unwraps *wrapped*, bound to *terms*.
+    """
 
     key: Short
     identity: TpmBytes
     encrypted: TpmBytes
+    terms: TpmBytes
+    wrapped: TpmBytes
     lease_s: int
 
 
@@ -177,6 +188,20 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 def encode(message: msgspec.Struct) -> bytes:
     """Return *message* as JSON."""
     return msgspec.json.encode(message)
+
+
+class _Problem(msgspec.Struct):
+    title: str = ""
+    detail: str = ""
+
+
+def problem(body: bytes) -> str:
+    """Return in a line what a server's problem document says, fit to be shown; "" when it is not one."""
+    try:
+        told = msgspec.json.decode(body[:MAX_BODY], type=_Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return "".join(char if char.isprintable() else "?" for char in told.title)[:200]
 
 
 def canonical_inventory(inventory: Inventory) -> bytes:

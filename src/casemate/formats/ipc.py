@@ -77,10 +77,14 @@ class Pong(Message, frozen=True, tag="pong"):
 
 
 class Load(Message, frozen=True, tag="load"):
-    """Agent: decrypt *model* into a sealed memory file and send it down the descriptor that came along."""
+    """Agent: decrypt *model* into a sealed memory file and send it down the descriptor that came along.
+
+    *leased*: the key that opens it comes through a second one (`formats.lease.hand`).
+    """
 
     model: str
     path: str
+    leased: bool = False
 
 
 class Loaded(Message, frozen=True, tag="loaded"):
@@ -102,6 +106,27 @@ class LoadFailed(Message, frozen=True, tag="load_failed"):
     hint: str = ""
     exit_code: int = 10
     check: str = ""
+
+
+class WrapKey(Message, frozen=True, tag="wrap_key"):
+    """Wrap a container's data key (first descriptor) under the gated key of *model* (second).
+
+    Command line to agent with the first, agent to vault with both (*keyed*). *header* is the container's;
+    *min_assurance* what the key must ask for at least.
+    """
+
+    id: int
+    model: str
+    header: bytes
+    min_assurance: str
+    keyed: bool = False
+
+
+class KeyWrapped(Message, frozen=True, tag="key_wrapped"):
+    """Vault: the container's only slot, the JSON of `formats.container.BrokerSlot`."""
+
+    id: int
+    slot: bytes
 
 
 # --- update -> agent -> vault: what needs the content key of a release ------------------------------------------------
@@ -295,12 +320,42 @@ class Quote(Message, frozen=True, tag="quote"):
     pcrs: tuple[int, ...]
 
 
-class OpenKey(Message, frozen=True, tag="open_key"):
-    """Agent: open a credential and write its secret into the descriptor that came along."""
+class BeginKey(Message, frozen=True, tag="begin_key"):
+    """Agent: make the nonce that a fleet's broker is asked for *model*'s key with."""
 
     id: int
+    model: str
+
+
+class TakeKey(Message, frozen=True, tag="take_key"):
+    """Agent: the broker's answer (`fleet_api.KeyAnswer`): keep *model*'s key for the lease."""
+
+    id: int
+    model: str
     identity: bytes
     encrypted: bytes
+    terms: bytes
+    wrapped: bytes
+
+
+class UseKey(Message, frozen=True, tag="use_key"):
+    """Agent: write *model*'s key into the descriptor that came along, if its lease runs."""
+
+    id: int
+    model: str
+
+
+class DropKeys(Message, frozen=True, tag="drop_keys"):
+    """Agent: forget every lease."""
+
+    id: int
+
+
+class KeyBegun(Message, frozen=True, tag="key_begun"):
+    """Attester: ask with this nonce."""
+
+    id: int
+    nonce: bytes
 
 
 class Measured(Message, frozen=True, tag="measured"):
@@ -317,10 +372,11 @@ class Quoted(Message, frozen=True, tag="quoted"):
     evidence: bytes
 
 
-class Opened(Message, frozen=True, tag="opened"):
-    """Attester: the secret was written."""
+class KeyHeld(Message, frozen=True, tag="key_held"):
+    """Attester: the lease runs for *seconds* more (0: there is none any more, as was asked)."""
 
     id: int
+    seconds: float = 0.0
 
 
 class AttesterRefused(Message, frozen=True, tag="attester_refused"):
@@ -330,6 +386,7 @@ class AttesterRefused(Message, frozen=True, tag="attester_refused"):
     code: str
     message: str
     hint: str = ""
+    check: str = ""
 
 
 # --- agent <-> link: what a fleet says and is told -------------------------------------------------------------------
@@ -600,13 +657,17 @@ def descriptors(message: Message) -> int:
         return message.links
     if isinstance(message, OpenPayload):
         return 2
-    return 1 if isinstance(message, OpenKey | Load | Weights | EngineUp | Attach | Transcode) else 0
+    if isinstance(message, Load):
+        return 2 if message.leased else 1
+    if isinstance(message, WrapKey):
+        return 2 if message.keyed else 1
+    return 1 if isinstance(message, UseKey | Weights | EngineUp | Attach | Transcode) else 0
 
 
-ToAttester = Measure | Quote | OpenKey
-FromAttester = Measured | Quoted | Opened | AttesterRefused
+ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys
+FromAttester = Measured | Quoted | KeyBegun | KeyHeld | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
-FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | ReleaseRefused
+FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | KeyWrapped | ReleaseRefused
 ToJournalProcess = Attach | ProveLog | KeepWitnessed
 ToLinkProcess = Report | SendAnswer | Post | Forget
 FromLinkProcess = Due | Ordered | AnswerSent | Posted | Contact | Forgotten
@@ -625,6 +686,7 @@ AgentToChild = (
     | TakePolicy
     | Attach
     | ToVault
+    | WrapKey
 )
 ChildToAgent = (
     FromAnyChild | FromAttester | FromLinkProcess | FromVault | Loaded | LoadFailed | EngineStuck | Rehearsed | Used
@@ -636,8 +698,9 @@ ToJournal = Append
 FromJournal = Appended | NotAppended
 ToLink = Join
 FromLink = Joined
-ToAgent = Ask | ToVault
+ToAgent = Ask | ToVault | WrapKey
 FromAgent = Answer | FromVault
+ToVaultProcess = Load | WrapKey | ToVault
 ToSpawner = Spawn | Kill | Fence | ShredKeyfile
 FromSpawner = Spawned | Served | Ended
 

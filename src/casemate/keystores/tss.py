@@ -11,9 +11,10 @@ this TPM's (`Sealed.parent` names it).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,14 @@ _ATTESTATION_KEY: Final = "ecc256:ecdsa-sha256:null"
 _SEALED_TEXT: Final = "keyedhash"
 _P256: Final = 32
 """Bytes of a coordinate."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TpmTime:
+    """The TPM's own clock: milliseconds with power, and how often it was switched on. It cannot be set back."""
+
+    clock_ms: int
+    resets: int
 
 
 class Tpm:
@@ -227,6 +236,38 @@ class Tpm:
                 "the TPM does not release the key in this state",
                 hint="firmware or software changed, or this release was withdrawn: use the recovery code",
             ) from error
+
+    # -- leases --------------------------------------------------------------------------------------------------
+
+    def time(self) -> TpmTime:
+        """Read the TPM's clock."""
+        with _said("read its clock", self._t):
+            found = self._e.read_clock().clockInfo
+        return TpmTime(int(found.clock), int(found.resetCount))
+
+    def seal_until(self, secret: Secret, pcrs: Mapping[int, bytes], until_ms: int, resets: int) -> Sealed:
+        """Seal *secret* while *pcrs* hold, until the TPM's clock passes *until_ms* or its reset count *resets*."""
+        return self.seal(secret, tpm_policy.lease_policy(pcrs, until_ms, resets))
+
+    def unseal_until(self, sealed: Sealed, pcrs: Mapping[int, bytes], until_ms: int, resets: int) -> Secret:
+        """Open what `seal_until` made, with the same limits.
+
+        Raises:
+            NotAuthorisedError: the TPM refuses: the time is over, other PCRs, other limits, another TPM.
+
+        """
+        t = self._t
+        try:
+            with self._storage_key() as srk, self._policy_session() as session, self._salted_session(srk) as bus:
+                if bytes(self._e.tr_get_name(srk)) != sealed.parent:
+                    raise NotAuthorisedError("this is not the TPM that sealed the key", hint="ask for it again")
+                self._e.policy_pcr(session, b"", self._selection(pcrs))
+                for at, operand in tpm_policy.lease_limits(until_ms, resets):
+                    self._e.policy_counter_timer(session, operand, t.TPM2_EO.UNSIGNED_LE, at)
+                with self._loaded(srk, sealed) as held:
+                    return Secret(bytes(self._e.unseal(held, session1=session, session2=bus)))
+        except t.TSS2_Exception as error:
+            raise NotAuthorisedError("the TPM does not release the key any more", hint="ask for it again") from error
 
     def _check_approval(self, approver: bytes, policy: bytes, reference: bytes, signature: bytes) -> tuple[bytes, Any]:
         """Have the TPM verify the approval; returns the approver's Name and the TPM's ticket."""

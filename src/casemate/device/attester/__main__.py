@@ -1,7 +1,7 @@
 """The attester process: `python -m casemate.device.attester`, started by the agent.
 
-The TPM is opened for one request at a time: a command of this device may need it in between. What a credential holds
-goes down a descriptor to whoever the agent connected (the vault), and not back to the agent.
+The TPM is opened for one request at a time: a command of this device may need it in between. A gated model's key goes
+down a descriptor to whoever the agent connected (the vault), and not back to the agent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from casemate.clock import SystemClock
 from casemate.device.attester import measure
 from casemate.device.attester.book import Book
+from casemate.device.attester.keys import KeyRing
 from casemate.device.channel import ChannelClosed
 from casemate.device.process import Child, boot
 from casemate.errors import CasemateError, UntrustedDataError
-from casemate.formats import evidence, ipc
+from casemate.formats import evidence, ipc, lease
 from casemate.formats.evidence import Event
 from casemate.keystores import tss
 
@@ -24,10 +26,11 @@ from casemate.keystores import tss
 class Attester:
     """The process's state: which TPM, and the log of this boot."""
 
-    def __init__(self, tcti: str, book: Book) -> None:
+    def __init__(self, tcti: str, book: Book, keys: KeyRing) -> None:
         """Serve the TPM at *tcti*."""
         self._tcti = tcti
         self._book = book
+        self._keys = keys
 
     def begin(self) -> dict[str, Any]:
         """Open the log and measure what runs; returns what `casemate status` shows."""
@@ -40,6 +43,11 @@ class Attester:
     def answer(self, request: ipc.ToAttester, fds: list[int]) -> ipc.FromAttester:
         """Carry out one request."""
         try:
+            if isinstance(request, ipc.BeginKey):
+                return ipc.KeyBegun(request.id, self._keys.begin(request.model))
+            if isinstance(request, ipc.DropKeys):
+                self._keys.drop()
+                return ipc.KeyHeld(request.id)
             with tss.open_tpm(self._tcti) as chip:
                 if isinstance(request, ipc.Measure):
                     events = [_event(row) for row in request.events]
@@ -49,11 +57,19 @@ class Attester:
                     wanted = frozenset(request.pcrs)
                     given = self._book.answer(chip, request.nonce, wanted)
                     return ipc.Quoted(request.id, evidence.encode(given))
-                secret = chip.activate(request.identity, request.encrypted)
-                os.write(fds[0], secret)
-                return ipc.Opened(request.id)
+                return self._key(chip, request, fds)
         except CasemateError as error:
-            return ipc.AttesterRefused(request.id, error.code, error.message, error.hint)
+            check = error.check if isinstance(error, UntrustedDataError) else ""
+            return ipc.AttesterRefused(request.id, error.code, error.message, error.hint, check)
+
+    def _key(self, chip: tss.Tpm, request: ipc.TakeKey | ipc.UseKey, fds: list[int]) -> ipc.FromAttester:
+        if isinstance(request, ipc.TakeKey):
+            sealed, grant = (request.identity, request.encrypted), (request.terms, request.wrapped)
+            return ipc.KeyHeld(request.id, float(self._keys.take(chip, request.model, sealed, grant)))
+        leased, left = self._keys.use(chip, request.model)
+        with leased:
+            os.write(fds[0], lease.hand(leased))
+        return ipc.KeyHeld(request.id, left)
 
 
 def _event(row: dict[str, Any]) -> Event:
@@ -88,7 +104,7 @@ def main() -> None:
     child = boot("attester")
     try:
         directory = child.home / "attester"
-        attester = Attester(str(child.settings["tpm"]), Book(directory))
+        attester = Attester(str(child.settings["tpm"]), Book(directory), KeyRing(directory, SystemClock()))
         child.ready(**attester.begin())
         serve(child, attester)
     except ChannelClosed:

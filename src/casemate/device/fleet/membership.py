@@ -106,10 +106,12 @@ def write_member(home: Home, member: Member) -> None:
 
 
 def forget(home: Home) -> None:
-    """End the membership on this side: the member file first, then everything else."""
+    """End the membership on this side: the member file first, then everything else, leases on its keys too."""
     for folder, names in ((home.fleet, (MEMBER,)), (home.link, (KEY, CERTIFICATE, LINK))):
         for name in names:
             overwrite_and_remove(folder / name)
+    for kept in (home.path / "attester" / "leases").glob("*"):
+        overwrite_and_remove(kept)
 
 
 def overwrite_and_remove(path: Path) -> bool:
