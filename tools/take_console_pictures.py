@@ -37,6 +37,8 @@ PAGES = {
     "grants": "/grants",
     "audit": "/audit",
     "people": "/people",
+    "settings": "/settings",
+    "welcome": "/welcome",
 }
 DOORS = {"sign-in": "/sign-in"}
 

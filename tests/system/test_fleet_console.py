@@ -31,7 +31,8 @@ pytestmark = [
 ]
 AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
 PAGES = (
-    "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people"
+    "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people",
+    "/settings", "/welcome",
 )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def seeded(site):
 def join(driver, link):
     driver.get(link)
     driver.find_element(By.CSS_SELECTOR, "button.primary").click()
-    until(driver, lambda: urlsplit(driver.current_url).path == "/")
+    until(driver, lambda: urlsplit(driver.current_url).path in {"/", "/welcome"})
 
 
 def until(driver, true, within=20):
@@ -300,7 +301,7 @@ def test_a_token_is_shown_once(site, ada):
     ada.get(f"{site.origin}/enrolment")
     ada.find_element(By.NAME, "asset").send_keys("till-99", Keys.ENTER)
     until(ada, lambda: "shown once" in words(ada))
-    token = ada.find_element(By.CSS_SELECTOR, "code.secret").text
+    token = ada.find_element(By.CSS_SELECTOR, ".command .token").text
     ada.get(f"{site.origin}/enrolment")
     assert token not in ada.page_source
     assert "till-99" in words(ada)

@@ -108,6 +108,7 @@ def command() -> None:
 @click.option("--listen-enrol", "enrol", default="127.0.0.1:8445", show_default=True, metavar="H:P")
 @click.option("--name", "names", multiple=True, metavar="HOST", help="A name or address devices reach this server by.")
 @click.option("--devices-url", metavar="URL", help="Where devices connect, when a proxy is in front; remembered.")
+@click.option("--enrol-url", metavar="URL", help="Where devices enrol, when a proxy is in front; remembered.")
 @click.option("--people-url", metavar="URL", help="The address people open, when it is not the listener's; remembered.")
 @click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), metavar="F", help="People's own chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path, exists=True), metavar="F", help="Its private key, PEM.")
@@ -140,6 +141,7 @@ def serve(
         enrol=_address(given["enrol"]),
         database=given["database"],
         devices_url=given["devices_url"],
+        enrol_url=given["enrol_url"],
         people_url=given["people_url"],
         names=names,
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,

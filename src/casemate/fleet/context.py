@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 from typing import Final
 
 from casemate.clock import Clock
@@ -23,6 +24,17 @@ from casemate.fleet.wake import Hub
 GUESSES: Final = 20.0
 """Wrong tokens an address may send at once: many devices can stand behind one."""
 GUESSES_PER_SECOND: Final = 0.2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Served:
+    """Where this process listens (https://host:port or unix:PATH); "": another one does."""
+
+    people: str = ""
+    devices: str = ""
+    enrol: str = ""
+    people_chain: Path | None = None
+    """People's own certificate chain (PEM); None: one of this fleet's authority."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,6 +57,7 @@ class Fleet:
     """Wrong tokens by address."""
     devices_url: str = ""
     """Where devices connect; known when the listeners are bound."""
+    served: Served = Served()
     leaving: bool = False
     """This server is about to stop: a load balancer should ask another."""
     device_count: int = 0

@@ -122,6 +122,7 @@ async def create(
             key_digest=key,
         )
     )
+    await note_change(connection, name, "state", now)
     return name
 
 

@@ -50,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...] = ()
     devices_url: str = ""
     """Where devices are told to connect; empty: where the listener is."""
+    enrol_url: str = ""
+    """Where devices are told to enrol; empty: where the listener is."""
     people_url: str = ""
     """The address people open, https://HOST[:PORT]; passkeys belong to its host. Empty: where the listener is."""
     webhook: str = ""

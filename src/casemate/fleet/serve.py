@@ -26,7 +26,7 @@ from casemate.fleet.accounts.roles import Role
 from casemate.fleet.app import devices_app, enrolment_app, people_app
 from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.commands import Commander
-from casemate.fleet.context import Fleet
+from casemate.fleet.context import Fleet, Served
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.peer import ProxyPeers, TlsPeers
 from casemate.fleet.store import Store, schema, tables
@@ -48,6 +48,7 @@ class Options:
     database: str | None = None
     names: tuple[str, ...] = ()
     devices_url: str | None = None
+    enrol_url: str | None = None
     people_url: str | None = None
     tls: tuple[Path, Path] | None = None
     """Certificate chain and key for people's browsers (PEM)."""
@@ -86,6 +87,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
             database=database,
             names=options.names,
             devices_url=options.devices_url or "",
+            enrol_url=options.enrol_url or "",
             people_url=options.people_url or "",
         )
     else:
@@ -130,6 +132,7 @@ def _changed(settings: Settings, options: Options) -> Settings:
         "database": options.database,
         "names": options.names or None,
         "devices_url": options.devices_url,
+        "enrol_url": options.enrol_url,
         "people_url": options.people_url,
     }
     return msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value is not None})
@@ -157,6 +160,7 @@ async def serve(
         loop.add_signal_handler(number, stopping.set)
     addresses = {name: listeners.address_of(sock) for name, sock in sockets.items()}
     fleet.devices_url = fleet.settings.devices_url or addresses.get("devices", "")
+    fleet.served = Served(**addresses, people_chain=options.tls[0] if options.tls else None)
     # the commands key is opened only where people are served: a process with the devices' listeners alone never has it
     commander = Commander(fleet.settings.fleet, home.signing_key("commands")) if "people" in sockets else None
     servers = {name: _listener(name, sock, fleet, commander, options) for name, sock in sockets.items()}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 
-from casemate.fleet import packages, trend
+from casemate.fleet import packages, setup, trend
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.api import shapes
 from casemate.fleet.api.caller import Known, Limit
@@ -58,3 +58,10 @@ async def fleet_health(
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.read() as connection:
         return shapes.Trend(**dataclasses.asdict(await trend.over(connection, span, fleet.clock.wall())))
+
+
+@router.get("/settings")
+async def show_settings(request: Request, who: Known) -> shapes.Setup:
+    """Show how this server is set up; nothing secret is in it."""
+    who.require(Permission.READ)
+    return shapes.Setup(**dataclasses.asdict(setup.describe(request.app.state.fleet)))

@@ -135,3 +135,17 @@ class Trend(BaseModel):
     begin: int
     end: int
     steps: list[dict[str, Any]]
+
+
+class Setup(BaseModel):
+    """How a server is set up: where it listens, which certificates end when, where alerts go, how long what is kept."""
+
+    version: str
+    fleet: str
+    database: str
+    root_key_here: bool
+    listeners: list[dict[str, str]]
+    certificates: list[dict[str, Any]]
+    webhook: str
+    sign_in: dict[str, Any] | None
+    retention: dict[str, float]

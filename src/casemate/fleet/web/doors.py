@@ -11,7 +11,7 @@ from casemate.errors import UsageError
 from casemate.fleet.accounts import ceremonies, entry, people, sessions
 from casemate.fleet.accounts.people import Begun
 from casemate.fleet.audit import Act
-from casemate.fleet.web import oidc
+from casemate.fleet.web import oidc, welcome
 from casemate.fleet.web.visit import CEREMONY, COOKIE, Visit, json_answer, own_path
 
 _STRICT: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True}
@@ -73,7 +73,8 @@ async def finish_join(visit: Visit) -> Response:
             connection, visit.site.party, _handle(visit), bytes(told.answer), visit.now
         )
         await fleet.audit.append(connection, Act(name, "person.joined"), visit.now)
-    return _entered(cookie, "/")
+        person = await sessions.find(connection, cookie, visit.now)
+    return _entered(cookie, await welcome.first_page(fleet, person.role if person else ""))
 
 
 async def show_prove(visit: Visit) -> Response:

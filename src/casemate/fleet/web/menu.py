@@ -49,7 +49,7 @@ SECTIONS: Final = (
         "Proof",
         (Entry("/policies", "Policies"), Entry("/grants", "Key grants"), Entry("/audit", "Audit", Permission.AUDIT)),
     ),
-    Section("Server", (Entry("/people", "People"),)),
+    Section("Server", (Entry("/people", "People"), Entry("/settings", "Settings"))),
 )
 """All of it. A page that is not here is reached from one that is."""
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import NotFoundError, UsageError
-from casemate.fleet import enrolment
+from casemate.fleet import enrolment, setup
 from casemate.fleet.accounts import people, roles
 from casemate.fleet.accounts.roles import Permission, Role
 from casemate.fleet.audit import Act
@@ -40,6 +40,7 @@ async def _enrolment(visit: Visit, made: Any) -> Response:
         pending=pending,
         tokens=await enrolment.list_tokens(visit.site.fleet),
         made=made,
+        address=setup.enrol_url(visit.site.fleet),
         may=roles.allowed(visit.who.role, Permission.ENROL),
     )
 

@@ -44,7 +44,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(iso=iso, plural=plural, clock=clock, number=number, percent=percent)
+    made.filters.update(iso=iso, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent)
     made.globals.update(static=static, integrity=integrity, tone_of_state=tone_of_state)
     return made
 
@@ -85,6 +85,14 @@ def ago(seconds: float, now: float) -> str:
     count = int(distance // size)
     text = f"{count} {word}" if word == "min" else plural(count, word)
     return f"{text} ago" if seconds <= now else f"in {text}"
+
+
+def lasting(seconds: float) -> str:
+    """Return a length of time: "8 hours", "400 days"."""
+    size, word = next(
+        ((size, word) for size, word in ((_DAY, "day"), (_HOUR, "hour")) if seconds >= size), (_MINUTE, "minute")
+    )
+    return plural(round(seconds / size), word)
 
 
 def plural(count: int, word: str) -> str:
