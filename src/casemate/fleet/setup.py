@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from casemate import __version__
 from casemate.crypto import authority, x509
 from casemate.errors import CasemateError
-from casemate.fleet import approvals, trend, upkeep
+from casemate.fleet import approvals, trend
 from casemate.fleet.accounts import sessions
 from casemate.fleet.context import Fleet
 from casemate.fleet.pki import DEVICE_SECONDS
+from casemate.fleet.seen import ROLLUPS_KEPT
 
 _OWN_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 _ANY: Final = ("0.0.0.0", "[::]")  # noqa: S104 - compared, not bound
@@ -76,7 +77,7 @@ def describe(fleet: Fleet) -> Setup:
         sign_in={"label": oidc.label, "issuer": oidc.issuer, "roles": dict(oidc.roles)} if oidc else None,
         retention={
             "health of the fleet": trend.KEPT,
-            "health of each device": upkeep.ROLLUPS_KEPT,
+            "health of each device": ROLLUPS_KEPT,
             "device certificates": DEVICE_SECONDS,
             "sessions of people": sessions.LIFETIME,
             "open approvals": approvals.LIFE,

@@ -17,7 +17,7 @@ from casemate.fleet.changes import Ears, Notices
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import releases, steward
-from casemate.fleet.seen import FLUSH_SECONDS
+from casemate.fleet.seen import FLUSH_SECONDS, ROLLUPS_KEPT
 from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
@@ -26,7 +26,6 @@ from casemate.fleet.usage import reports
 SWEEP_SECONDS: Final = 15.0
 WEBHOOK_SECONDS: Final = 5.0
 PRUNE_SECONDS: Final = 3600.0
-ROLLUPS_KEPT: Final = 30 * 86400.0
 NONCES_KEPT: Final = 3600.0
 _BACK_OFF: Final = 10.0
 _log = logging.getLogger("casemate.fleet")
