@@ -206,6 +206,37 @@ def test_tokens_are_listed_and_ended(server, token):
     assert server.ask("people", "DELETE", f"/api/v1/tokens/{other['id']}", headers=token("owner")).status == 204
 
 
+# --- one order for many ----------------------------------------------------------------------------------------------
+
+
+def test_an_order_for_many_is_shown_then_confirmed_by_its_number(server, token):
+    crowd = [Device(server, server.directory.parent, f"many-{n}").enrol(None, "--group", "crowd") for n in range(3)]
+    wish = b'{"action":"quarantine","group":"crowd","reason":"flood"}'
+    post(server, "/bulk", token("viewer"), wish, 401)
+    shown = post(server, "/bulk", token("operator"), wish, 201)
+    assert (shown["count"], shown["sample"], shown["state"]) == (3, ["many-0", "many-1", "many-2"], "shown")
+    confirm = f"/bulk/{shown['id']}/confirm"
+    post(server, confirm, token("operator"), b'{"count":4}', 400)
+    post(server, confirm, token("owner"), b'{"count":3}', 401)
+    assert server.device("many-0")["state"] == "enrolled"
+    done = post(server, confirm, token("operator"), b'{"count":3}')
+    assert (done["done"], done["refused"]) == (3, 0)
+    assert all(each.checkin().json()["commands"] for each in crowd), "each has its own signed command"
+    post(server, confirm, token("operator"), b'{"count":3}', 409)
+    until(lambda: get(server, f"/bulk/{shown['id']}", token("operator"))["state"] == "done")
+    assert "passkey" in post(server, "/bulk", token("owner"), b'{"action":"release","group":"crowd"}', 403)["title"]
+    told = server.cli("device", "release", "--group", "crowd", "--dry-run")["bulk"]
+    assert (told["count"], told["dry_run"]) == (3, True)
+    assert server.device("many-0")["state"] == "quarantined"
+    server.cli("device", "release", "--group", "crowd", expect=2)
+    server.cli("device", "release", "--group", "crowd", "--count", "2", expect=2)
+    server.cli("device", "release", "many-0", "--group", "crowd", expect=2)
+    assert server.cli("device", "release", "--group", "crowd", "--count", "3")["bulk"]["done"] == 3
+    assert server.cli("device", "move", "many-0", "--to-group", "depot")["group"] == "depot"
+    assert server.device("many-0")["group"] == "depot"
+    server.cli("device", "revoke", "--group", "nobody", "--count", "1", expect=5)
+
+
 # --- what no database stores ------------------------------------------------------------------------------------------
 
 

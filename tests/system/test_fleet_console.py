@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from casemate.fleet import approvals
@@ -32,7 +33,7 @@ pytestmark = [
 AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
 PAGES = (
     "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people",
-    "/settings", "/welcome",
+    "/settings", "/welcome", "/bulk",
 )  # fmt: skip
 
 
@@ -275,6 +276,35 @@ def test_a_single_owner_waits_and_can_change_their_mind(site, ada):
     assert site.settle(later=1) == 0
     assert site.settle(later=approvals.ALONE + 1) == 1
     assert (state_of(site, kept), state_of(site, gone)) == (State.ENROLLED, State.WIPING)
+
+
+def test_many_devices_are_ordered_at_once_by_whoever_types_their_number(site, ada):
+    flooded = [site.add_device(f"flood-{number}", group="flooded") for number in range(3)]
+    ada.get(f"{site.origin}/devices?group=flooded")
+    ada.find_element(By.LINK_TEXT, "Order for many").click()
+    until(ada, lambda: path(ada) == "/bulk")
+    assert ada.find_element(By.NAME, "group").get_attribute("value") == "flooded"
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: "For exactly these" in words(ada))
+    assert "flood-0, flood-1, flood-2" in words(ada)
+    page = ada.current_url
+    ada.find_element(By.NAME, "count").send_keys("2", Keys.ENTER)
+    until(ada, lambda: "for 3 devices and not 2" in words(ada))
+    assert state_of(site, flooded[0]) == State.ENROLLED
+    ada.get(page)
+    ada.find_element(By.NAME, "count").send_keys("3", Keys.ENTER)
+    until(ada, lambda: "3 done, 0 left as they were" in words(ada))
+    assert {state_of(site, each) for each in flooded} == {State.QUARANTINED}
+    site.write(lambda connection: connection.execute(sa.update(tables.session).values(proved=0)))
+    ada.get(f"{site.origin}/bulk?group=flooded")
+    Select(ada.find_element(By.NAME, "action")).select_by_visible_text("release")
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: "For exactly these" in words(ada))
+    ada.find_element(By.NAME, "count").send_keys("3", Keys.ENTER)
+    until(ada, lambda: path(ada) == "/prove")
+    assert state_of(site, flooded[0]) == State.QUARANTINED, "what needs a passkey for one needs it for many"
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()  # later tests go on with a proof that is fresh
+    until(ada, lambda: path(ada).startswith("/bulk/"))
 
 
 def test_a_viewer_sees_and_cannot_do(site):

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from casemate.cli import fleet_bulk
 from casemate.cli.fleet import dir_option, on_console
 from casemate.cli.output import confirm, emit, json_option, style, table, yes_option
 
@@ -20,6 +21,7 @@ Examples:
   casemate fleet device list --state quarantined
   casemate fleet device show till-7
   casemate fleet device quarantine till-7 --reason "seen in another town"
+  casemate fleet device quarantine --group shops --dry-run
   casemate fleet device wipe till-7 --yes"""
 )
 def command() -> None:
@@ -63,20 +65,27 @@ def show(*, device: str, directory: Path | None, as_json: bool) -> None:
     emit({"device": found}, as_json=as_json, text=lambda: _page(found))
 
 
-def _order(name: str, help_text: str, *, asks: str = "") -> None:
-    """Add the verb *name*; one that *asks* takes --yes."""
+def _order(name: str, help_text: str, *, asks: str = "", many: bool = False) -> None:
+    """Add the verb *name*; one that *asks* takes --yes, one for *many* takes a filter in place of DEVICE."""
 
-    def order(*, device: str, directory: Path | None, reason: str, as_json: bool, yes: bool = True) -> None:
+    def order(
+        *, device: str | None, directory: Path | None, reason: str, as_json: bool, yes: bool = True, **given: Any
+    ) -> None:
         from casemate.fleet.states import Event
 
+        one = _single(device, given)
+        if one is None:
+            fleet_bulk.order(name, directory, as_json=as_json, reason=reason, **given)
+            return
         if not yes:
             confirm(asks.format(device))
-        state, known = on_console(directory, lambda console: console.change_device(device, Event(name), reason))
+        state, known = on_console(directory, lambda console: console.change_device(one, Event(name), reason))
         result = {"id": known, "device": device, "state": str(state)}
         emit(result, as_json=as_json, text=f"{device} is {_coloured(str(state))}")
 
     options: list[Callable[[Any], Any]] = [
-        click.argument("device"),
+        click.argument("device", required=not many),
+        *([fleet_bulk.options] if many else []),
         dir_option,
         click.option("--reason", default="", metavar="TEXT", help="Why; goes into the audit log."),
         json_option,
@@ -86,15 +95,51 @@ def _order(name: str, help_text: str, *, asks: str = "") -> None:
     command.command(name, help=help_text)(order)
 
 
+def _single(device: str | None, given: dict[str, Any]) -> str | None:
+    """Return the one device that is named, None when a filter says which.
+
+    Raises:
+        UsageError: both, or neither.
+
+    """
+    from casemate.errors import UsageError
+
+    filtered = any(given.get(name) is not None for name in ("group", "state", "asset"))
+    if filtered == (device is not None):
+        raise UsageError("name one DEVICE, or say which: --group, --state, --asset")
+    if not filtered and (given.get("dry_run") or given.get("count") is not None):
+        raise UsageError("--dry-run and --count are for orders with --group, --state or --asset")
+    return device
+
+
 _order("approve", "Let DEVICE in that asked with a token that needs a yes.")
-_order("revoke", "Shut DEVICE out: its certificates are void within a second, on open connections too.")
-_order("quarantine", "Cut DEVICE off from everything but this fleet, and stop its engine.")
-_order("release", "End the quarantine of DEVICE.")
+_order("revoke", "Shut DEVICE out: its certificates are void within a second, on open connections too.", many=True)
+_order("quarantine", "Cut DEVICE off from everything but this fleet, and stop its engine.", many=True)
+_order("release", "End the quarantine of DEVICE.", many=True)
 _order(
     "wipe",
     "Have DEVICE destroy its keys at its next contact; nothing is granted to it any more.",
     asks="wipe {}? its keys are destroyed for ever",
 )
+
+
+@command.command()
+@click.argument("device", required=False)
+@click.option("--to-group", required=True, metavar="G", help="Where to.")
+@fleet_bulk.options
+@dir_option
+@json_option
+def move(*, device: str | None, to_group: str, directory: Path | None, as_json: bool, **given: Any) -> None:
+    """Put DEVICE, or many, into another group."""
+    from casemate.ids import parse_name
+
+    group = parse_name(to_group, "group")
+    one = _single(device, given)
+    if one is None:
+        fleet_bulk.order("move", directory, as_json=as_json, to_group=group, **given)
+        return
+    known = on_console(directory, lambda console: console.move_device(one, group))
+    emit({"id": known, "device": device, "group": group}, as_json=as_json, text=f"{device} is in {group}")
 
 
 def _ask(name: str, help_text: str) -> None:

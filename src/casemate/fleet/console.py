@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from casemate.clock import Clock
 from casemate.errors import OperationError, PolicyDeniedError
 from casemate.fleet import backup as backups
-from casemate.fleet import devices, enrolment, listing, pki, serve, states, webhook
+from casemate.fleet import bulk, devices, enrolment, listing, pki, serve, states, webhook
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.entry import CALLBACK
 from casemate.fleet.accounts.roles import Role
@@ -105,6 +105,29 @@ class Console:
             known = (await devices.find(connection, name)).id
             state = await devices.apply(connection, self.fleet.audit, known, change, self.commander)
         return state, known
+
+    async def move_device(self, name: str, group: str) -> str:
+        """Put a device into *group*; returns its id."""
+        now = self.fleet.clock.wall()
+        async with self.fleet.store.write() as connection:
+            return await devices.move(connection, self.fleet.audit, name, group, actor=self.actor, now=now)
+
+    async def show_bulk(self, wish: bulk.Wish, *, keep: bool) -> bulk.Shown:
+        """Show for which devices *wish* is, and *keep* exactly these for `run_bulk`."""
+        async with self.fleet.store.write() as connection:
+            known = await bulk.show(connection, wish, self.actor, self.fleet.clock.wall())
+            shown = await bulk.describe(connection, known)
+            if not keep:
+                await bulk.drop(connection, [known])
+        return shown
+
+    async def run_bulk(self, known: str, count: int) -> bulk.Shown:
+        """Carry out an order that was shown, to its end; no server needs to run."""
+        async with self.fleet.store.write() as connection:
+            await bulk.confirm(connection, self.fleet, known, count, self.actor)
+        await bulk.carry_out(self.fleet, self.commander, known)
+        async with self.fleet.store.read() as connection:
+            return await bulk.describe(connection, known)
 
     async def ask_device(self, name: str, verb: Verb) -> str:
         """Ask a device for a sign of life (`ping`) or for new evidence (`attest`); returns its id.

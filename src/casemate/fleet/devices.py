@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.errors import ConflictError, NotFoundError, UsageError
+from casemate.errors import ConflictError, NotFoundError, PolicyDeniedError, UsageError
 from casemate.fleet import states
 from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.changes import note_change
@@ -91,6 +91,25 @@ async def apply(
     detail = {"from": row.state, "to": str(new)} | ({"reason": change.reason} if change.reason else {})
     await audit.append(connection, Act(change.actor, f"device.{change.event}", row.id, row.asset, detail), change.now)
     return new
+
+
+async def move(connection: AsyncConnection, audit: AuditLog, device: str, group: str, *, actor: str, now: float) -> str:
+    """Put *device* (an id or an asset tag) into *group* ("": none); returns its id.
+
+    Raises:
+        NotFoundError: no such device.
+        PolicyDeniedError: it carries its tag no more.
+
+    """
+    row = await find(connection, device, lock=True)
+    if row.state not in states.CARRIES_ASSET:
+        raise PolicyDeniedError(f"a device that is {row.state} is in no group any more")
+    changed = sa.update(tables.device).where(tables.device.c.id == row.id)
+    await connection.execute(changed.values(group_name=group, changed=now))
+    await note_change(connection, row.id, "state", now)
+    detail = {"from": row.group_name, "to": group}
+    await audit.append(connection, Act(actor, "device.move", row.id, row.asset, detail), now)
+    return str(row.id)
 
 
 async def create(

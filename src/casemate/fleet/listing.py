@@ -70,7 +70,7 @@ async def page(connection: AsyncConnection, chosen: Filter, now: float, *, curso
     query = sa.select(*_COLUMNS).join_from(
         tables.device, tables.device_seen, _device.id == _seen.device_id, isouter=True
     )
-    for condition in _conditions(chosen):
+    for condition in conditions(chosen):
         query = query.where(condition)
     if cursor:
         query = query.where(sa.tuple_(_device.asset, _device.id) > sa.tuple_(*_open(cursor)))
@@ -124,7 +124,8 @@ def describe(row: sa.RowMapping, now: float) -> dict[str, Any]:
     return shown
 
 
-def _conditions(chosen: Filter) -> list[sa.ColumnElement[bool]]:
+def conditions(chosen: Filter) -> list[sa.ColumnElement[bool]]:
+    """Return what a device must be to fit."""
     found: list[sa.ColumnElement[bool]] = []
     if chosen.state:
         found.append(_device.state == str(chosen.state))

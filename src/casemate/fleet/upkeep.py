@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, changes, commands, inventory, trend, webhook
+from casemate.fleet import alerts, approvals, bulk, changes, commands, inventory, trend, webhook
 from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices
 from casemate.fleet.commands import Commander
@@ -26,6 +26,7 @@ from casemate.fleet.usage import reports
 SWEEP_SECONDS: Final = 15.0
 WEBHOOK_SECONDS: Final = 5.0
 PRUNE_SECONDS: Final = 3600.0
+BULK_SECONDS: Final = 1.0
 NONCES_KEPT: Final = 3600.0
 _BACK_OFF: Final = 10.0
 _log = logging.getLogger("casemate.fleet")
@@ -69,6 +70,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
             Task("commands", SWEEP_SECONDS, sweep, alone=True),
             Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet), alone=True),
             Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet), alone=True),
+            Task("bulk", BULK_SECONDS, lambda: bulk.sweep(fleet, signer), alone=True),
             Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
             Task("rollouts", steward.LOOK_SECONDS, lambda: steward.look(fleet), alone=True),
             Task("releases", releases.REFRESH_SECONDS, lambda: releases.refresh(fleet), alone=True),

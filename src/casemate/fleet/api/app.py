@@ -15,7 +15,7 @@ from casemate.errors import CasemateError, NotFoundError, OperationError, UsageE
 from casemate.fleet import devices, enrolment, inventory, listing
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.api import observe, rollouts, shapes, tokens, usage
+from casemate.fleet.api import bulk, observe, rollouts, shapes, tokens, usage
 from casemate.fleet.api.caller import DeviceName, IfMatch, Known, Limit, etag, seen
 from casemate.fleet.api.once import IDEMPOTENCY, Once
 from casemate.fleet.commands import Commander
@@ -75,6 +75,7 @@ def api_app(fleet: Fleet, commander: Commander) -> FastAPI:
     app.state.fleet = fleet
     app.state.commander = commander
     app.include_router(observe.router, responses=_PROBLEMS)
+    app.include_router(bulk.router, responses=_PROBLEMS)
     app.include_router(usage.router, responses=_PROBLEMS)
     app.include_router(rollouts.router, responses=_PROBLEMS)
     app.include_router(_router)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from casemate.fleet.states import State
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
@@ -72,6 +74,42 @@ class Ordered(BaseModel):
 
     id: str
     state: str
+
+
+class BulkWish(_Closed):
+    """An order for every device that fits: `to_group` is where a move goes."""
+
+    action: Literal["quarantine", "release", "revoke", "move"]
+    state: State | None = None
+    group: Name | Literal[""] = ""
+    asset: Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    package: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    to_group: Name | Literal[""] = ""
+    reason: Annotated[str, Field(max_length=150, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+
+
+class Confirmation(_Closed):
+    """How many devices an order is for, as it was shown."""
+
+    count: Annotated[int, Field(ge=1, le=2**31)]
+
+
+class Bulk(BaseModel):
+    """An order for many devices: what it would do, or how far it is. `sample`: the first assets."""
+
+    id: str
+    action: str
+    group: str
+    filter: str
+    reason: str
+    count: int
+    left_out: int
+    state: str
+    created_by: str
+    expires: float
+    done: int
+    refused: int
+    sample: list[str]
 
 
 class TokenRequest(_Closed):

@@ -39,7 +39,7 @@ bulk = table(  # one order for many devices: what was shown is what is done
     Column("action", String(16), nullable=False),
     Column("argument", _NAME, nullable=False, server_default=""),  # the group they move to
     Column("filter", Text, nullable=False),  # as it was asked for, in words
-    Column("count", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
     Column("left_out", Integer, nullable=False),  # devices of the filter that the action does not fit
     Column("state", String(16), nullable=False),  # shown | running | done
     Column("reason", String(200), nullable=False, server_default=""),

@@ -21,7 +21,7 @@ from casemate.fleet.changes import ChangeReader
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.states import Event
-from casemate.fleet.web import devices, doors, health, inventory, oidc, records, render, setup, welcome
+from casemate.fleet.web import bulk, devices, doors, health, inventory, oidc, records, render, setup, welcome
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
 _YEAR: Final = "public, max-age=31536000, immutable"
@@ -72,6 +72,10 @@ def routes() -> list[BaseRoute]:
         page("/welcome/progress", read, welcome.progress),
         action("/welcome/token", enrol, welcome.make_token),
         page("/settings", read, setup.show),
+        page("/bulk", read, bulk.ask),
+        action("/bulk", read, bulk.look),
+        page("/bulk/{order}", read, bulk.show),
+        action("/bulk/{order}/confirm", read, bulk.confirm),
         page("/enrolment", read, records.show_enrolment),
         action("/enrolment/tokens", enrol, records.make_token),
         action("/enrolment/tokens/{token}/revoke", enrol, records.revoke_token),
