@@ -33,7 +33,7 @@ from casemate.guard import Guard
 APPS_EVERY: Final = 0.3
 """Seconds between looks at the apps directory: a change is live within one second."""
 REPORT_EVERY: Final = 5.0
-COUNTED_EVERY: Final = 10.0
+COUNTED_EVERY: Final = 5.0
 DRAIN_SECONDS: Final = 1.2
 """How long answers in flight may still run after the agent asked to stop."""
 
