@@ -274,13 +274,13 @@ def test_a_client_that_does_not_read_its_answer_is_hung_up_on(tmp_path):
 SLOW_GUARD = (
     "import time",
     "from casemate.device.gateway.shield import GuardShield",
-    "from casemate.guard import Action, Verdict",
-    "def slow(self, text, channel, policy, over_budget):",
+    "from casemate.guard import Action, Judged, Redaction, Verdict",
+    "def slow(self, text, channel, conversation, over_budget):",
     "    end = time.monotonic() + 3",
     "    while time.monotonic() < end:",
     "        time.sleep(0.01)",
-    "        if over_budget(): return Verdict(Action.BLOCK, 1.0, ('over-budget',))",
-    "    return Verdict(Action.ALLOW)",
+    "        if over_budget(): return Judged(Verdict(Action.BLOCK, 1.0, ('over-budget',)), Redaction(''))",
+    "    return Judged(Verdict(Action.ALLOW), Redaction(text))",
     "GuardShield.check = slow",
     "import casemate.device.gateway.screening as s",
 )

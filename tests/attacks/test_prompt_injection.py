@@ -33,8 +33,8 @@ IN_DOCUMENTS = {
 }
 PASSING = weakened(
     "from casemate.device.gateway.shield import GuardShield",
-    "from casemate.guard import Action, Verdict",
-    "GuardShield.check = lambda self, *args: Verdict(Action.ALLOW)",
+    "from casemate.guard import Action, Judged, Redaction, Verdict",
+    "GuardShield.check = lambda self, text, *args: Judged(Verdict(Action.ALLOW), Redaction(text))",
     "GuardShield.wrap_documents = lambda self, documents, marker: '\\n'.join(d.text for d in documents)",
 )
 APPS = {"default": "requests_per_minute = 0"}

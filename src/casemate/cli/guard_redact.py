@@ -19,7 +19,6 @@ from casemate.errors import OperationError
 if TYPE_CHECKING:
     from casemate.guard import Channel, GuardPolicy, Redaction
 
-LINE_LIMIT: Final = 64 * 1024 * 1024
 KEY_BYTES: Final = 32
 
 
@@ -65,32 +64,32 @@ def redact_rows(rows_file: Path, out_file: Path, policy: GuardPolicy, channel: C
         OperationError: a file cannot be read or written.
 
     """
-    unfinished = out_file.with_name(f".{out_file.name}.unfinished")
+    from casemate.cli.guard_rows import lines_of, written
+
     count = 0
     try:
         size = rows_file.stat().st_size
-        with rows_file.open("rb") as rows, unfinished.open("wb") as out, progress(size, "redacting") as advance:
-            while line := rows.readline(LINE_LIMIT):
+        with rows_file.open("rb") as rows, written(out_file) as out, progress(size, "redacting") as advance:
+            for line in lines_of(rows):
                 advance(len(line))
                 out.write(json.dumps(redact_line(line, policy, channel)).encode() + b"\n")
                 count += 1
-        unfinished.replace(out_file)
     except OSError as error:
         hint = "free some space, or choose another place"
         raise OperationError(f"cannot write {out_file}: {error.strerror}", hint=hint) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return count
 
 
 def redact_line(line: bytes, policy: GuardPolicy, channel: Channel) -> dict[str, Any]:
     """Return the redacted row of one input line; of a line that is no row, nothing is let out."""
+    from casemate.cli.guard_rows import read_row
+
     try:
-        row = json.loads(line)
+        row = read_row(line)
         name, text = row["id"], row["text"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return {"id": None, "text": "", "spans": [], "error": "invalid-row"}
-    if not isinstance(name, str | int) or not isinstance(text, str):
+    if not isinstance(name, str | int) or isinstance(name, bool) or not isinstance(text, str):
         return {"id": None, "text": "", "spans": [], "error": "invalid-row"}
     done = _redact(text, policy, channel)
     return {"id": name, "text": done.text, "spans": spans_of(done)}

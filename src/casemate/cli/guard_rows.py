@@ -32,7 +32,7 @@ def check_rows(rows_file: Path, out_file: Path, policy: GuardPolicy) -> int:
     count = 0
     try:
         size = rows_file.stat().st_size
-        with rows_file.open("rb") as rows, _written(out_file) as verdicts, progress(size, "judging") as advance:
+        with rows_file.open("rb") as rows, written(out_file) as verdicts, progress(size, "judging") as advance:
             for line in lines_of(rows):
                 advance(len(line))
                 verdicts.write(json.dumps(judge_line(line, guard, policy)).encode() + b"\n")
@@ -53,7 +53,7 @@ def lines_of(rows: BinaryIO) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _written(target: Path) -> Iterator[BinaryIO]:
+def written(target: Path) -> Iterator[BinaryIO]:
     """Open *target* for writing; a file appears whole or not at all, a device or pipe is written as it is."""
     if target.exists() and not target.is_file():
         with target.open("wb") as out:
@@ -84,7 +84,7 @@ def parse_row(line: bytes) -> tuple[str | int, str, Channel] | None:
     the reader that acts.
     """
     try:
-        row = _read(line)
+        row = read_row(line)
         name, text, channel = row["id"], row["text"], Channel(row["channel"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -92,7 +92,14 @@ def parse_row(line: bytes) -> tuple[str | int, str, Channel] | None:
     return (name, text, channel) if valid else None
 
 
-def _read(line: bytes) -> Any:
+def read_row(line: bytes) -> Any:
+    """Return the JSON of a line that is short enough and in which no name stands twice.
+
+    Raises:
+        ValueError: it is no such line.
+        RecursionError: it nests too deep.
+
+    """
     if len(line) >= LINE_LIMIT:
         raise ValueError("too long for a row")
     return json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
@@ -112,7 +119,7 @@ def _refuse(constant: str) -> NoReturn:
 def _id_of(line: bytes) -> str | int | None:
     """Return the id of a bad row where it has one, so that its answer can still be matched."""
     try:
-        name = _read(line)["id"]
+        name = read_row(line)["id"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return name if isinstance(name, str | int) and not isinstance(name, bool) else None

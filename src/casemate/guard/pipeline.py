@@ -23,6 +23,7 @@ from casemate.guard.verdict import (
     Action,
     Channel,
     GuardPolicy,
+    Judged,
     OverBudget,
     Redaction,
     Span,
@@ -73,22 +74,25 @@ class Guard:
 
         Personal data and secrets that the policy does not simply allow are at least a `flag`.
         """
-        verdict = self.injection(text, channel, policy, over_budget)
-        actions = {policy.entity_action(channel, reason) for reason in verdict.reasons if reason.startswith(ENTITY)}
-        if Action.BLOCK in actions:
-            return dataclasses.replace(verdict, action=Action.BLOCK)
-        if verdict.action is Action.ALLOW and not actions <= {Action.ALLOW}:
-            return dataclasses.replace(verdict, action=Action.FLAG)
-        return verdict
+        return self.judged(text, channel, policy, Placeholders(_SCRATCH_KEY), over_budget).verdict
+
+    def judged(
+        self,
+        text: str,
+        channel: Channel,
+        policy: GuardPolicy,
+        placeholders: Placeholders,
+        over_budget: OverBudget = never_over,
+    ) -> Judged:
+        """Decide as `check` does and return the redacted text with it, for the cost of one of them."""
+        done = self._safely(text, channel, policy, placeholders, over_budget)
+        return dataclasses.replace(done, verdict=_act_on_entities(done.verdict, channel, policy))
 
     def injection(
         self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget = never_over
     ) -> Verdict:
         """Decide as `check` does, but for injection and hidden channels only: entities add reasons, no action."""
-        try:
-            return self._injection(text, channel, policy, over_budget)
-        except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
-            return _refusal("guard-error")
+        return self._safely(text, channel, policy, Placeholders(_SCRATCH_KEY), over_budget).verdict
 
     def redact(
         self,
@@ -121,7 +125,17 @@ class Guard:
         """Return *documents* delimited and datamarked with the caller's random *marker*."""
         return wrap_documents(documents, marker)
 
-    def _injection(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
+    def _safely(
+        self, text: str, channel: Channel, policy: GuardPolicy, placeholders: Placeholders, over_budget: OverBudget
+    ) -> Judged:
+        try:
+            return self._judged(text, channel, policy, placeholders, over_budget)
+        except Exception:  # noqa: BLE001 - whatever breaks inside, the answer is a refusal
+            return _refusal("guard-error")
+
+    def _judged(
+        self, text: str, channel: Channel, policy: GuardPolicy, placeholders: Placeholders, over_budget: OverBudget
+    ) -> Judged:
         if len(text) > policy.max_chars:
             return _refusal("over-size")
         normal = normalize(text)
@@ -130,8 +144,9 @@ class Guard:
         found = self._find(normal, channel, over_budget)
         if over_budget():
             return _refusal("over-budget")
-        verdict = _with_entities(_decide(found, channel, policy), text, channel, policy)
-        return _refusal("over-budget") if over_budget() else verdict
+        done = redact_text(text, policy, channel, placeholders)
+        verdict = _with_entities(_decide(found, channel, policy), done.spans)
+        return _refusal("over-budget") if over_budget() else Judged(verdict, done)
 
     def _find(self, normal: Normal, channel: Channel, over_budget: OverBudget) -> Injection:
         """Combine hidden channels, control tokens and intent into one score with spans of the original text."""
@@ -155,8 +170,8 @@ class Guard:
         return Injection(score, tuple(reasons), (*normal.hidden, *inside)[:MAX_SPANS])
 
 
-def _refusal(reason: str) -> Verdict:
-    return Verdict(Action.BLOCK, 1.0, (reason,))
+def _refusal(reason: str) -> Judged:
+    return Judged(Verdict(Action.BLOCK, 1.0, (reason,)), Redaction("", refused=reason))
 
 
 def _decide(found: Injection, channel: Channel, policy: GuardPolicy) -> Verdict:
@@ -172,8 +187,17 @@ def _decide(found: Injection, channel: Channel, policy: GuardPolicy) -> Verdict:
     return Verdict(policy.hidden_text if hidden else intent, found.score, found.reasons, found.spans)
 
 
-def _with_entities(verdict: Verdict, text: str, channel: Channel, policy: GuardPolicy) -> Verdict:
-    """Add what personal data and secrets *text* holds."""
-    spans = redact_text(text, policy, channel, Placeholders(_SCRATCH_KEY)).spans
+def _act_on_entities(verdict: Verdict, channel: Channel, policy: GuardPolicy) -> Verdict:
+    """Let the values that were found decide, too."""
+    actions = {policy.entity_action(channel, reason) for reason in verdict.reasons if reason.startswith(ENTITY)}
+    if Action.BLOCK in actions:
+        return dataclasses.replace(verdict, action=Action.BLOCK)
+    if verdict.action is Action.ALLOW and not actions <= {Action.ALLOW}:
+        return dataclasses.replace(verdict, action=Action.FLAG)
+    return verdict
+
+
+def _with_entities(verdict: Verdict, spans: Sequence[Span]) -> Verdict:
+    """Add what personal data and secrets were found."""
     kinds = dict.fromkeys(span.type for span in spans)
     return dataclasses.replace(verdict, reasons=(*verdict.reasons, *kinds), spans=(*verdict.spans, *spans[:MAX_SPANS]))

@@ -63,6 +63,14 @@ class Redaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, and the text as its policy lets it on: found in one pass, so that they cannot disagree."""
+
+    verdict: Verdict
+    redaction: Redaction
+
+
+@dataclass(frozen=True, slots=True)
 class GuardPolicy:
     """What one app wants done. Built from the app's policy file; the defaults are the safe ones.
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 from click.testing import CliRunner
 
@@ -59,3 +61,30 @@ def test_a_policy_decides_what_is_replaced(tmp_path):
 def test_in_and_out_go_together(tmp_path):
     result = CliRunner().invoke(root, ["guard", "redact", "--out", str(tmp_path / "x")])
     assert result.exit_code == 2
+
+
+def test_a_line_without_end_is_one_row_that_lets_nothing_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("casemate.cli.guard_rows.LINE_LIMIT", 200)
+    long = json.dumps({"id": "long", "text": "bob@x.org " * 90}).encode()
+    twice = b'{"id":"twice","text":"a","text":"bob@x.org"}'
+    found = rows(tmp_path, [{"id": "a", "text": "x"}, long, twice, {"id": "c", "text": "y"}])
+    assert [(row["id"], row.get("error")) for row in found] == [
+        ("a", None),
+        (None, "invalid-row"),
+        (None, "invalid-row"),
+        ("c", None),
+    ]
+
+
+def test_rows_go_into_a_device_as_they_are(tmp_path):
+    source, pipe = tmp_path / "in.jsonl", tmp_path / "pipe"
+    source.write_text(json.dumps({"id": "a", "text": "bob@x.org"}) + "\n")
+    os.mkfifo(pipe)
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    result = run("--jsonl", str(source), "--out", str(pipe))
+    reader.join(20)
+    assert result.exit_code == 0, result.output
+    assert json.loads(got[0])["text"].startswith("[EMAIL_ADDRESS_")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["in.jsonl", "pipe"]

@@ -15,7 +15,7 @@ from typing import Final
 from casemate.device.gateway import refusals
 from casemate.device.gateway.refusals import ApiError
 from casemate.device.gateway.shield import Conversation, Shield
-from casemate.guard import Action, Channel, GuardPolicy, Redaction, Verdict, never_over
+from casemate.guard import Action, Channel, GuardPolicy, Judged, Redaction, Verdict, never_over
 
 INLINE_CHARS: Final = 2048
 BUDGET_SECONDS: Final = 2.0
@@ -101,8 +101,7 @@ class Screening:
     def _rehearse(self) -> None:
         conversation = Conversation(GuardPolicy(), bytes(32))
         for channel in (Channel.USER, Channel.DOCUMENT):
-            self.shield.check(REHEARSAL, channel, conversation.policy, never_over)
-        self.shield.redact(REHEARSAL, Channel.USER, conversation, never_over)
+            self.shield.check(REHEARSAL, channel, conversation, never_over)
         answer = self.shield.open_answer(conversation)
         answer.feed(REHEARSAL)
         answer.flush()
@@ -117,13 +116,13 @@ class Screening:
         verdicts: list[tuple[Piece, Verdict]] = []
         redacts = Action.REDACT in conversation.policy.input_entities.values()
         for piece in pieces:
-            verdict = self._check(piece, conversation, over_budget)
+            judged = self._check(piece, conversation, over_budget)
+            verdict, done = judged.verdict, judged.redaction
             verdicts.append((piece, verdict))
             if verdict.action is Action.BLOCK and conversation.policy.mode == "enforce":
                 break
             text = piece.text
             if redacts and verdict.reasons:
-                done = self._redact(piece, conversation, over_budget)
                 if done.refused:
                     verdicts[-1] = (piece, Verdict(Action.BLOCK, 1.0, (done.refused,)))
                     break
@@ -131,20 +130,18 @@ class Screening:
             texts.append(text)
         return Screened(tuple(texts), tuple(verdicts))
 
-    def _check(self, piece: Piece, conversation: Conversation, over_budget: Callable[[], bool]) -> Verdict:
+    def _check(self, piece: Piece, conversation: Conversation, over_budget: Callable[[], bool]) -> Judged:
         if over_budget():
-            return Verdict(Action.BLOCK, 1.0, ("over-budget",))
+            return _refused("over-budget")
         try:
-            return self.shield.check(piece.text, piece.channel, conversation.policy, over_budget)
+            return self.shield.check(piece.text, piece.channel, conversation, over_budget)
         except Exception:  # noqa: BLE001 - a guard that raises, against its promise, is a guard that refuses
-            return Verdict(Action.BLOCK, 1.0, ("guard-error",))
-
-    def _redact(self, piece: Piece, conversation: Conversation, over_budget: Callable[[], bool]) -> Redaction:
-        try:
-            return self.shield.redact(piece.text, piece.channel, conversation, over_budget)
-        except Exception:  # noqa: BLE001 - see `_check`
-            return Redaction("", refused="guard-error")
+            return _refused("guard-error")
 
     def close(self) -> None:
         """Do not wait for a judgement that is still running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _refused(reason: str) -> Judged:
+    return Judged(Verdict(Action.BLOCK, 1.0, (reason,)), Redaction("", refused=reason))

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from casemate.device.gateway.answer import OutputGuard
 from casemate.formats.guard_rules import Actions, Allowed
 from casemate.formats.policy import AppPolicy
-from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, OverBudget, Redaction, Verdict
+from casemate.guard import Action, Channel, Document, Guard, GuardPolicy, Judged, OverBudget
 from casemate.guard.allow import AllowList
 from casemate.guard.conformity import Form
 from casemate.guard.placeholders import Placeholders
@@ -35,12 +35,8 @@ class Conversation:
 class Shield(Protocol):
     """What the gateway asks of a guard. None of it raises for any text."""
 
-    def check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
-        """Judge one text."""
-        ...
-
-    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Redaction:
-        """Return *text* without what the policy wants replaced, or that it is refused."""
+    def check(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Judged:
+        """Judge one text, and return it without what the policy wants replaced."""
         ...
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
@@ -110,13 +106,9 @@ class GuardShield:
         """Ask *guard*."""
         self._guard = guard
 
-    def check(self, text: str, channel: Channel, policy: GuardPolicy, over_budget: OverBudget) -> Verdict:
+    def check(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Judged:
         """See `Shield.check`."""
-        return self._guard.check(text, channel, policy, over_budget)
-
-    def redact(self, text: str, channel: Channel, conversation: Conversation, over_budget: OverBudget) -> Redaction:
-        """See `Shield.redact`."""
-        return self._guard.redact(text, channel, conversation.policy, Placeholders(conversation.key), over_budget)
+        return self._guard.judged(text, channel, conversation.policy, Placeholders(conversation.key), over_budget)
 
     def wrap_documents(self, documents: Sequence[Document], marker: str) -> str:
         """See `Shield.wrap_documents`."""

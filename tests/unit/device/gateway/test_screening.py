@@ -14,7 +14,7 @@ from casemate.device.gateway.refusals import ApiError
 from casemate.device.gateway.screening import INLINE_CHARS, Piece, Screening
 from casemate.device.gateway.shield import Conversation, guard_policy
 from casemate.formats.policy import AppPolicy, parse_policy
-from casemate.guard import Action, Channel, Redaction, Verdict
+from casemate.guard import Action, Channel, Judged, Redaction, Verdict
 
 TODAY = dt.date(2026, 5, 1)
 
@@ -24,14 +24,13 @@ class FakeShield:
         self.answer = answer or (lambda text, channel: Verdict(Action.ALLOW))
         self.threads = set()
         self.seen = []
+        self.refused = ""
 
-    def check(self, text, channel, policy, over_budget):
+    def check(self, text, channel, conversation, over_budget):
         self.threads.add(threading.current_thread().name)
         self.seen.append((text, channel))
-        return self.answer(text, channel)
-
-    def redact(self, text, channel, conversation, over_budget):
-        return Redaction(text.replace("secret", "[X]"))
+        shown = "" if self.refused else text.replace("secret", "[X]")
+        return Judged(self.answer(text, channel), Redaction(shown, refused=self.refused))
 
 
 def block(*reasons):
@@ -160,7 +159,7 @@ def test_a_policy_may_have_values_replaced_before_the_model_sees_them():
 def test_a_redaction_that_fails_or_takes_too_long_is_a_refusal(refused, mode):
     policy = parse_policy(f"[guard]\nmode = '{mode}'\ninput = {{ 'secret:*' = 'redact' }}".encode(), source="x")
     shield = FakeShield(lambda text, channel: Verdict(Action.FLAG, 0.0, ("secret:password",)))
-    shield.redact = lambda *_: Redaction("", refused=refused)
+    shield.refused = refused
     screened = screen(shield, "my secret", policy=policy)
     if mode == "monitor":  # it replaces nothing, so it does not ask
         assert screened.texts == ("my secret",)
@@ -169,10 +168,10 @@ def test_a_redaction_that_fails_or_takes_too_long_is_a_refusal(refused, mode):
         assert screened.refusal(enforce=True).code in {"content_filter", "guard_unavailable"}
 
 
-def test_a_redaction_that_raises_is_a_guard_that_is_down():
+def test_a_guard_that_raises_is_a_guard_that_is_down():
     policy = parse_policy(b"[guard]\ninput = { 'secret:*' = 'redact' }", source="x")
-    shield = FakeShield(lambda text, channel: Verdict(Action.FLAG, 0.0, ("secret:password",)))
-    shield.redact = None
+    shield = FakeShield()
+    shield.check = None
     assert screen(shield, "my secret", policy=policy).refusal(enforce=True).status == 503
 
 
