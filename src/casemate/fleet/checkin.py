@@ -148,8 +148,10 @@ async def _until_gone(receive: Receive, stream: wake.Stream) -> None:
         stream.end()
 
 
+ROUTE: Final = device_route("POST", "/device/v1/checkin", Use.CHECK_IN, checkin)
+"""What a fleet asks all the time."""
 ROUTES: Final[list[Route]] = [
-    device_route("POST", "/device/v1/checkin", Use.CHECK_IN, checkin),
+    ROUTE,
     Route("/device/v1/events", WakeStream(), methods=["GET"]),
     device_route("POST", "/device/v1/commands/{name}/ack", Use.CHECK_IN, acknowledge),
     device_route("POST", "/device/v1/inventory", Use.REPORT, report_inventory),

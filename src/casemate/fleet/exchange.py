@@ -152,14 +152,16 @@ async def read_body(request: Request) -> bytes:
         raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check=_TOO_LARGE)
     if request.method == "GET":
         return b""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():  # the protocol ends a message that does not come in time
-        size += len(part)
-        if size > MAX_BODY:
+    body, more = b"", True
+    while more:  # the protocol ends a message that does not come in time
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY:
             raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check=_TOO_LARGE)
-        parts.append(part)
-    return b"".join(parts)
+    return body
 
 
 def guarded(
@@ -180,7 +182,7 @@ def guarded(
             _log.exception("a request failed")
             metrics.refusals.labels(listener, "unexpected").inc()
             response = problem(OperationError("the server failed"))
-        metrics.answers.labels(listener, str(response.status_code)).inc()
+        metrics.answered(listener, response.status_code)
         return response
 
     return respond

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from casemate.clock import Clock
 from casemate.errors import NotAuthorisedError, PolicyDeniedError
@@ -24,6 +26,8 @@ FRESH: Final = 0.9
 """Seconds; a change made in this process, or heard of, is seen at once."""
 _KEPT: Final = 50_000
 _BATCH: Final = 500
+GATHER_SECONDS: Final = 0.005
+"""How long a look-up waits for others to be looked up with it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Directory:
         """Read from *store*."""
         self._store = store
         self._clock = clock
+        self._standing = store.standing(_standing_query()) if store.is_postgresql else None
         self._held: collections.OrderedDict[str, tuple[float, Known | None]] = collections.OrderedDict()
         self._serials: dict[str, set[str]] = {}
         self._asked: dict[str, asyncio.Future[Known | None]] = {}
@@ -96,6 +101,7 @@ class Directory:
 
     async def _answer(self) -> None:
         while self._asked:
+            await asyncio.sleep(GATHER_SECONDS)
             batch = dict(list(self._asked.items())[:_BATCH])
             for serial in batch:
                 del self._asked[serial]  # who asks from here on may need something newer
@@ -128,19 +134,21 @@ class Directory:
                     del self._serials[gone.id]
 
     async def _query(self, serials: list[str]) -> dict[str, Known]:
+        if self._standing is not None:
+            return {row["serial"]: _known(row) for row in await self._standing.ask(serials)}
         async with self._store.read() as connection:
             rows = await connection.execute(_LOOK_UP, {"serials": serials})
-            return {row.serial: _known(row) for row in rows}
+            return {row["serial"]: _known(row) for row in rows.mappings()}  # type: ignore[arg-type]  # it is one
 
 
-def _known(row: sa.Row[*tuple[Any, ...]]) -> Known:
-    values = row._asdict()
+def _known(row: Mapping[str, Any]) -> Known:
+    values = dict(row)
     values |= {"state": State(values["state"]), "attests": values["attests"] is not None}
     return Known(**values)
 
 
 _device, _cert = tables.device.c, tables.device_cert.c
-_LOOK_UP: Final = (
+_RECORDS: Final = (
     sa.select(
         _device.id,
         _device.asset,
@@ -159,5 +167,11 @@ _LOOK_UP: Final = (
     .join_from(tables.device_cert, tables.device)
     .outerjoin(tables.device_packages, tables.device_packages.c.device_id == _device.id)
     .outerjoin(tables.tpm_identity, tables.tpm_identity.c.device_id == _device.id)
-    .where(_cert.serial.in_(sa.bindparam("serials", expanding=True)))
 )
+_LOOK_UP: Final = _RECORDS.where(_cert.serial.in_(sa.bindparam("serials", expanding=True)))
+
+
+def _standing_query() -> str:
+    """Return the same look-up as PostgreSQL takes it: one parameter, however many serials."""
+    records = _RECORDS.where(_cert.serial == sa.func.any(sa.literal_column("$1::text[]")))
+    return str(records.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]

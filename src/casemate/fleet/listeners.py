@@ -1,8 +1,6 @@
-"""uvicorn on sockets that are bound already, with the peer's certificate in reach and deadlines it lacks.
+"""uvicorn on sockets that are bound already. How it speaks is in `protocol`, how it takes connections in `acceptor`.
 
-`PeerProtocol` uses two internals of uvicorn (`scope` before `on_headers_complete`, `transport`): the version is pinned
-by the lock file, and a start-up self-test fails when they go away. The devices' context requires TLS 1.3 and a
-certificate of our authority; there is no way to make it without one.
+The devices' context requires TLS 1.3 and a certificate of our authority; there is no way to make it without one.
 """
 
 from __future__ import annotations
@@ -13,103 +11,21 @@ import os
 import resource
 import socket
 import ssl
-from asyncio import sslproto
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from casemate.config import parse_address
 from casemate.errors import ConfigError, HostError, OperationError
 from casemate.fleet.acceptor import Acceptor
-from casemate.fleet.peer import EXTENSION, Peer, read_peer
+from casemate.fleet.protocol import KEEP_ALIVE_SECONDS, PeerProtocol, spare_memory
 
-HEAD_SECONDS: Final = 10.0
-HEAD_BYTES: Final = 32 * 1024
-MESSAGE_SECONDS: Final = 60.0
-KEEP_ALIVE_SECONDS: Final = 960
-"""Longer than the longest check-in interval: a handshake costs twenty times a check-in."""
-STALL_SECONDS: Final = 60.0
 BACKLOG: Final = 4096
 LEAVE_SECONDS: Final = 10
 """A server that stops gives requests that were begun this long."""
-TLS_BUFFER: Final = 16 * 1024
-"""Bytes asyncio holds, and reads at once, for a TLS connection, instead of 256 KiB: a record has no more than these."""
 _UNIX: Final = "unix:"
-
-
-class PeerProtocol(HttpToolsProtocol):
-    """HTTP/1.1 that knows the certificate of its connection and does not wait for ever."""
-
-    _timer: asyncio.TimerHandle | None = None
-    _stall: asyncio.TimerHandle | None = None
-    _head = 0
-    _in_head = True
-    _peer: Peer | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Read the certificate once; begin to wait for a head."""
-        super().connection_made(transport)
-        tls = transport.get_extra_info("ssl_object")
-        certificate = tls.getpeercert(binary_form=True) if tls else None
-        self._peer = read_peer(certificate) if certificate else None
-        self._wait(HEAD_SECONDS)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._stop()
-        if self._stall:
-            self._stall.cancel()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Bound the head: in time, and in size."""
-        if self._in_head:
-            if self._timer is None:
-                self._wait(HEAD_SECONDS)  # the first byte after a pause
-            self._head += len(data)
-        super().data_received(data)
-        if self._in_head and self._head > HEAD_BYTES:
-            self._abort()
-
-    def on_headers_complete(self) -> None:
-        """Hand the certificate on; from here the whole message has a deadline."""
-        self._in_head, self._head = False, 0
-        self._wait(MESSAGE_SECONDS)
-        self.scope.setdefault("extensions", {})[EXTENSION] = self._peer  # type: ignore[assignment]
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """Stop waiting: the time is ours now."""
-        self._stop()
-        self._in_head = True
-        super().on_message_complete()
-
-    def pause_writing(self) -> None:
-        """Wait for a client that does not read, but not for ever."""
-        self._stall = self.loop.call_later(STALL_SECONDS, self._abort)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """Go on: it reads again."""
-        if self._stall:
-            self._stall.cancel()
-        super().resume_writing()
-
-    def _wait(self, seconds: float) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(seconds, self._abort)
-
-    def _stop(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-    def _abort(self) -> None:
-        if self.transport and not self.transport.is_closing():
-            self.transport.abort()
 
 
 class Listener(uvicorn.Server):
@@ -134,7 +50,7 @@ class Listener(uvicorn.Server):
             timeout_graceful_shutdown=LEAVE_SECONDS,
         )
         super().__init__(config)
-        sslproto.SSLProtocol.max_size = TLS_BUFFER  # ten thousand idle devices would hold 2.5 GiB of nothing
+        spare_memory()
         self._sock = sock
         self._tls = tls
 
@@ -149,6 +65,14 @@ class Listener(uvicorn.Server):
         acceptor.start(BACKLOG)
         self.servers = [acceptor]  # type: ignore[list-item]  # of a server uvicorn wants these two methods
         self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look once a second at who is over its time."""
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                connection.look_at(now)  # type: ignore[union-attr]  # each is a PeerProtocol
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

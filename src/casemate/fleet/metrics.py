@@ -15,6 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         """Make every family, so that it is there before the first event."""
         self.registry: Final = CollectorRegistry()
+        self._answers: dict[tuple[str, int], Counter] = {}  # finding a label costs as much as decoding a check-in
         self.answers = self._counter("answers", "Requests answered", "listener", "status")
         self.refusals = self._counter("refusals", "Requests refused, by reason", "listener", "reason")
         self.checkins = self._counter("checkins", "Check-ins taken")
@@ -35,6 +36,14 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"casemate_fleet_{name}", text, labels, registry=self.registry)
+
+    def answered(self, listener: str, status: int) -> None:
+        """Count an answer."""
+        key = (listener, status)
+        counter = self._answers.get(key)
+        if counter is None:
+            counter = self._answers[key] = self.answers.labels(listener, str(status))
+        counter.inc()
 
     def page(self) -> bytes:
         """Return the exposition."""

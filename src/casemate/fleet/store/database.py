@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from casemate.errors import ConfigError, OperationError
+from casemate.errors import CasemateError, ConfigError, OperationError
 
 _BUSY_MS: Final = 10_000
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
@@ -52,6 +52,7 @@ class Store:
             _prepare_sqlite(self.engine)
         self._writer = self.engine.execution_options(**{_WRITES: True})
         self._sessions: AsyncEngine | None = None
+        self._standing: list[Standing] = []
         self._on_change: list[Callable[[], None]] = []
 
     @contextlib.asynccontextmanager
@@ -116,9 +117,66 @@ class Store:
                 await connection.invalidate()  # closed, not given back: what it held ends with it
                 await connection.close()
 
+    def standing(self, query: str) -> Standing:
+        """Return a way to ask *query* all the time; it is closed with the store."""
+        found = Standing(self, query)
+        self._standing.append(found)
+        return found
+
     async def close(self) -> None:
         """Drop every connection."""
+        for each in self._standing:
+            await each.close()
         await self.engine.dispose()
+
+
+class Standing:
+    """A query that is asked all the time: prepared once on a session of its own, without a transaction around it.
+
+    A transaction is two more messages to the database and back, and the pool asks whether the connection lives; here a
+    session that broke is replaced once, and the query asked again.
+    """
+
+    def __init__(self, store: Store, query: str) -> None:
+        """Ask *query* (PostgreSQL's `$1`) of *store*; nothing connects before the first time."""
+        self._store = store
+        self._query = query
+        self._stack = contextlib.AsyncExitStack()
+        self._prepared: Any = None
+
+    async def ask(self, *values: Any) -> list[Any]:
+        """Return the rows. One caller at a time.
+
+        Raises:
+            OperationError: the database does not answer.
+
+        """
+        async with _named():
+            if self._prepared is not None:
+                try:
+                    return await self._fetch(values)
+                except Exception:  # noqa: BLE001 - the session is no good, whatever it says: a new one decides
+                    await self.close()
+            try:
+                session = await self._stack.enter_async_context(self._store.session())
+                self._prepared = await session.prepare(self._query)
+                return await self._fetch(values)
+            except BaseException as error:
+                await self.close()
+                if isinstance(error, CasemateError | OSError | TimeoutError) or not isinstance(error, Exception):
+                    raise
+                raise OperationError("the database did not answer", hint="check that it runs") from error
+
+    async def close(self) -> None:
+        """Drop the session."""
+        self._prepared = None
+        with contextlib.suppress(Exception):  # what is gone cannot be closed
+            await self._stack.aclose()
+
+    async def _fetch(self, values: tuple[Any, ...]) -> list[Any]:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            rows: list[Any] = await self._prepared.fetch(*values)
+        return rows
 
 
 def driver_url(url: str) -> str:
