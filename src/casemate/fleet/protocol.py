@@ -1,6 +1,6 @@
 """uvicorn's HTTP/1.1 with the peer's certificate in reach, deadlines it lacks, and less spent on each connection.
 
-`PeerProtocol` uses internals of uvicorn (`scope` before `on_headers_complete`, `transport`, `on_response_complete`). The
+`PeerProtocol` uses uvicorn's internals (`scope` before `on_headers_complete`, `transport`, `on_response_complete`): its
 version is pinned by the lock file, and a start-up self-test fails when they go away. What is taken from asyncio's TLS
 only saves memory: without it everything works.
 """
