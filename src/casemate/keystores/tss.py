@@ -31,6 +31,7 @@ _COUNTER_BYTES: Final = 8
 _SOFTWARE_VENDORS: Final = (b"SW", b"xCG")  # swtpm, and Microsoft's simulator
 _ATTESTATION_KEY: Final = "ecc256:ecdsa-sha256:null"
 _SEALED_TEXT: Final = "keyedhash"
+_STORAGE_KEY: Final = "ecc256:aes128cfb"
 _P256: Final = 32
 """Bytes of a coordinate."""
 
@@ -306,7 +307,13 @@ class Tpm:
 
     @contextlib.contextmanager
     def _storage_key(self) -> Iterator[Any]:
-        with self._primary("ecc", self._t.ESYS_TR.OWNER) as (handle, _):
+        flags = self._t.TPMA_OBJECT
+        made_here = flags.FIXEDTPM | flags.FIXEDPARENT | flags.SENSITIVEDATAORIGIN
+        template = self._t.TPM2B_PUBLIC.parse(  # NODA, as the TCG's own: a TPM counts each power cut as a wrong guess
+            _STORAGE_KEY,
+            objectAttributes=made_here | flags.USERWITHAUTH | flags.NODA | flags.RESTRICTED | flags.DECRYPT,
+        )
+        with self._primary(template, self._t.ESYS_TR.OWNER) as (handle, _):
             yield handle
 
     @contextlib.contextmanager

@@ -1,0 +1,105 @@
+"""A gated model on a whole device: added, answered with, stopped when its lease ends, and back when it is affirmed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sqlite3
+import urllib.parse
+
+import pytest
+
+from casemate.keystores import tss
+from support.device import cli, environment, running
+from support.fleet import running as fleet
+from support.fleet import until
+from support.swtpm import needs_swtpm, software_tpm
+from support.updates import MODEL as SAFFRON
+
+pytestmark = [needs_swtpm, pytest.mark.timeout(400)]
+MODEL, LEASE, WITHIN = "saffron-gated", 20, 90
+
+
+@pytest.fixture
+def chip(tmp_path):
+    with software_tpm(tmp_path / "tpm") as made:
+        with tss.open_tpm(made.tcti) as opened:
+            opened.extend(0, b"f" * 32)
+        yield made
+
+
+def ask(device):
+    """Send a prompt; returns the HTTP status."""
+    place = urllib.parse.urlsplit(device.endpoint)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 8}
+    headers = {"Authorization": f"Bearer {device.key}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def shorten(server):
+    """Make the lease shorter than anybody can order: a test has no minutes."""
+    with sqlite3.connect(next(server.directory.glob("*.db"))) as database:
+        database.execute("UPDATE model_key SET lease_s = ?", (LEASE,))
+
+
+def served(device):
+    return next(model for model in device.refresh()["models"] if model["name"] == MODEL)
+
+
+@pytest.mark.long
+def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
+    home, extra = tmp_path / "d" / "home", {"CASEMATE_KEYSTORE_TPM": chip.tcti}
+    environ = environment(home, extra)
+    author, policy, signed = (str(tmp_path / name) for name in ("author", "policy", "signed"))
+    with fleet(tmp_path / "fleet") as server:
+
+        def learn():
+            server.cli("policy", "learn", "till-7", "--out", policy)
+            cli(environ, "fleet", "policy", "sign", policy, "--key-file", author, "--out", signed)
+            server.cli("policy", "add", signed)
+
+        (tmp_path / "token").write_text(server.token("till-7"))
+        cli(environ, "device", "enrol", server.addresses["enrol"], "--token-file", str(tmp_path / "token"))
+        public = cli(environ, "fleet", "policy", "author", author).stdout.strip()
+        server.cli("policy", "trust", public)
+        server.cli("model", "gate", MODEL, "--min-assurance", "L2")
+        with running(home, environ=extra) as device:
+            until(lambda: (device.refresh()["fleet"] or {}).get("attestation"), WITHIN)
+            added = ("model", "add", str(SAFFRON), "--name", MODEL, "--min-assurance")
+            refused = device.cli(*added, "L2", check=False)
+            assert refused.returncode == 11, refused  # nobody has signed a policy
+            learn()
+            assert device.cli(*added, "L3", check=False).returncode == 11  # the fleet gives this key to L2 already
+            device.cli(*added, "L2")
+        with running(home, "--model", MODEL, environ=extra) as device:
+            until(lambda: (device.refresh()["fleet"] or {}).get("attestation") == "warning", WITHIN)
+            learn()  # what it serves is measured, and must be known for the next lease
+        shorten(server)
+        listed = json.loads(cli(environ, "model", "list", "--json").stdout)["models"]
+        assert [model.get("gate", {}).get("min_assurance") for model in listed if model["name"] == MODEL] == ["L2"]
+        for path in (home / "attester" / "leases").iterdir():
+            path.unlink()  # the long lease of its making
+        with running(home, "--model", MODEL, environ=extra) as device:
+            assert ask(device) == 200
+            device.kill("engine")  # comes back with the key that the TPM keeps
+            until(lambda: served(device)["failures"] >= 1 and served(device)["state"] == "ready", WITHIN)
+            server.cli("model", "gate", MODEL, "--min-assurance", "L2", "--licence-until", "2020-01-01")
+            stopped = until(lambda: (found := served(device))["state"] == "stopped" and found, WITHIN)
+            assert stopped["pid"] is None
+            assert not stopped["lease"]["runs"]
+            for words in ("its lease ended at", "has not affirmed this device since", "fleet model grants"):
+                assert words in stopped["reason"], stopped
+            assert ask(device) == 503
+            until(lambda: "the licence has ended" in served(device)["reason"], WITHIN)
+            assert device.events("lease_ended")
+            server.cli("model", "gate", MODEL, "--min-assurance", "L2")
+            shorten(server)
+            until(lambda: served(device)["state"] == "ready", WITHIN)
+            assert ask(device) == 200
+            server.cli("device", "quarantine", "till-7")
+            until(lambda: served(device)["state"] == "quarantined", WITHIN)
+            until(lambda: not list((home / "attester" / "leases").iterdir()), WITHIN)
