@@ -48,10 +48,17 @@ class Agent:
         self._processes = Processes(plan, self.clock, self.launchers, self)
         self._core = Core(self._processes, lambda: self.engines, self._gateway_started)
         self._duty = Duty(
-            self._processes, self._core, lambda: self._engines, lambda: self._upkeep.retired, self._begin_serving
+            self._processes,
+            self._core,
+            lambda: self._engines,
+            lambda: self._upkeep.retired,
+            self._begin_serving,
+            take=self._follow if plan.update_uid is None else None,
         )
         self._engines = Engines(self._processes, self._core, self._duty.leases, self._duty.measure_model)
         self._upkeep = Upkeep(self)
+        self._updates = self._update_server()
+        self._updating = asyncio.Lock()
         self._started = self.clock.wall()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -68,12 +75,11 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, processes.stopping.set)
         admin = AdminServer(self.plan.home.run / CONTROL_SOCKET, self.answer, self._duty.wrap_key)
-        upkeep = self._update_server()
         try:
             await self._core.start_journal()
             processes.keep("journal", self._core.start_journal)
             await admin.start()
-            await upkeep.start()
+            await self._updates.start()
             await self._duty.begin_measuring()
             await self._duty.join(self.plan.member)
             if self._duty.may_serve:
@@ -82,7 +88,7 @@ class Agent:
                 self.plan.report(f"the fleet holds this device: {self._duty.state}")
             processes.spawn(self._announce_when_ready())
             if self.plan.unsettled:
-                processes.spawn(self._settle(upkeep))
+                processes.spawn(self._update(follow=False))
             await processes.stopping.wait()
         except ChildDied as died:
             raise died.error or OperationError(died.reason, hint="run `casemate doctor`") from died
@@ -91,7 +97,7 @@ class Agent:
                 await self._duty.finish()
             await self._stop()
             admin.close()
-            upkeep.close()
+            self._updates.close()
         if processes.fatal:
             raise processes.fatal
 
@@ -134,14 +140,22 @@ class Agent:
         name = UPDATE_SOCKET if guest is None else LINKED_UPDATE_SOCKET
         return AdminServer(self.plan.home.run / name, self._upkeep.answer, self._upkeep.ask_vault, guest=guest)
 
-    async def _settle(self, server: AdminServer) -> None:
-        """Run the update process once: it judges a trial by asking us, and goes back by asking us.
+    async def _update(self, *, follow: bool) -> None:
+        """Run the update process once: it judges a trial, or (*follow*) takes what the fleet's director says.
 
         One that fails says why in the journal and on its standard error; the next start tries again.
         """
+        async with self._updating:
+            await self._run_update(follow=follow)
+
+    async def _follow(self) -> None:
+        """Take what the fleet's director says."""
+        await self._update(follow=True)
+
+    async def _run_update(self, *, follow: bool) -> None:
         ours, theirs = link_pair()
-        server.admit(ours)
-        settings = {"settings": dict(self.plan.settings.values)}
+        self._updates.admit(ours)
+        settings = {"settings": dict(self.plan.settings.values), "owner": self.plan.owner_public, "follow": follow}
         launch = self.launchers.core("update")
         with contextlib.suppress(ChildDied, HostError), theirs:
             child = await start_child(
@@ -209,6 +223,14 @@ class Agent:
 
         """
         return await self._core.ask_vault(request, fds, deadline)
+
+    def direction(self) -> dict[str, Any]:
+        """Return what the fleet's director says."""
+        return self._duty.direction()
+
+    def stands(self, facts: dict[str, Any]) -> None:
+        """Hear where an update stands."""
+        self._duty.stands(facts)
 
     # -- what the command line asks -----------------------------------------------------------------------------------
 

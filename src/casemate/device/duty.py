@@ -47,13 +47,19 @@ class Duty:
         engines: Callable[[], Engines],
         retired: Callable[[], list[Engine]],
         serve: Callable[[], Awaitable[None]],
+        *,
+        take: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        """Act on *processes*, *core* and *engines* (*retired*: those that only finish); *serve* starts them all."""
+        """Act on *processes*, *core* and *engines* (*retired*: those that only finish); *serve* starts them all.
+
+        *take* runs the update process for what the fleet's director says; None: a timer does.
+        """
         self._processes = processes
         self._core = core
         self._engines = engines
         self._retired = retired
         self._serve = serve
+        self._take = take
         self.plan = processes.plan
         self.clock = processes.clock
         self.leases = Leases(self, self.clock)
@@ -163,6 +169,8 @@ class Duty:
         self.respondent = Respondent(self, member)
         await self.respondent.begin()
         self.spawn(self._keep_link())
+        if self._take:
+            self.spawn(self.respondent.follower.attend(self._take, lambda: self.may_serve and self.ready))
 
     async def _keep_link(self) -> None:
         """Run the link for ever; one that keeps dying is tried once a minute, and never takes the device down."""
@@ -210,6 +218,17 @@ class Duty:
     def tell_link(self, message: ipc.ToLinkProcess) -> None:
         """Post *message* to the link; one that is gone asks again when it is back."""
         self._processes.tell("link", message)
+
+    def direction(self) -> dict[str, Any]:
+        """Return what the fleet's director says, for an update; nobody's device is free."""
+        return self.respondent.follower.direction.as_message() if self.respondent else {}
+
+    def stands(self, facts: dict[str, Any]) -> None:
+        """Take the update process's word about where things stand."""
+        if self.respondent:
+            from casemate.device.directed import Stand  # noqa: PLC0415 - see the import of types above
+
+            self.respondent.follower.stands(msgspec.convert(facts, Stand))
 
     # -- orders
 

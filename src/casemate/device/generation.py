@@ -37,6 +37,8 @@ class Booted:
     policy: Policy = dataclasses.field(default_factory=Policy)
     trial: bool = False
     unsettled: bool = False
+    content: str = ""
+    """What is served, by its content digest; empty: no generation."""
     note: str = ""
 
     def over(self, held: Mapping[str, Path]) -> dict[str, Path]:
@@ -73,6 +75,7 @@ def boot(home: Home, settings: Settings) -> Booted:
         policy=Policy(policy.apps, policy.guard),
         trial=booted.trial,
         unsettled=booted.trial or state.soak_until > 0,
+        content=generation.content_digest if generation else "",
         note=booted.note,
     )
 

@@ -28,7 +28,7 @@ from casemate.device.fleet import membership
 from casemate.device.home import write_atomic
 from casemate.device.process import Child, boot
 from casemate.errors import CasemateError, OperationError, UntrustedDataError
-from casemate.formats import envelope, fleet_api, ipc
+from casemate.formats import director, envelope, fleet_api, ipc
 from casemate.link import enrol, pace
 from casemate.link.client import FleetClient, Identity, Reply, tls_context
 from casemate.link.sse import EventReader
@@ -53,7 +53,7 @@ _REFUSED: Final = frozenset({401, 403, 410})
 class Work(msgspec.Struct, frozen=True):
     """Something for the speaker; None: check in."""
 
-    message: ipc.SendAnswer | ipc.Post | ipc.Forget | None = None
+    message: ipc.SendAnswer | ipc.SendWord | ipc.Post | ipc.Forget | None = None
 
 
 class Link:
@@ -105,7 +105,7 @@ class Link:
             elif isinstance(message, ipc.Report):
                 with contextlib.suppress(queue.Full):
                     self.reports.put_nowait(message)
-            elif isinstance(message, ipc.SendAnswer | ipc.Post | ipc.Forget):
+            elif isinstance(message, ipc.SendAnswer | ipc.SendWord | ipc.Post | ipc.Forget):
                 self._enqueue(Work(message))
 
     def _enqueue(self, work: Work) -> None:
@@ -182,6 +182,8 @@ class Link:
             if not _NAME.match(delivery.id):
                 continue  # it becomes part of a path
             self.tell(ipc.Ordered(name=delivery.id, envelope=delivery.envelope, server_time=answer.server_time))
+        if answer.pick:
+            self.tell(ipc.Picked(envelope=answer.pick, server_time=answer.server_time))
         return answer.next_checkin_s
 
     def _remember(self, address: str) -> None:
@@ -220,9 +222,13 @@ class Link:
         self._reconnect = True
         return chain[0]
 
-    def _send(self, client: FleetClient, message: ipc.SendAnswer | ipc.Post | ipc.Forget) -> None:
+    def _send(self, client: FleetClient, message: ipc.SendAnswer | ipc.SendWord | ipc.Post | ipc.Forget) -> None:
         if isinstance(message, ipc.Forget):
             self._forget()
+        elif isinstance(message, ipc.SendWord):
+            word = fleet_api.GenerationWord(director.sign_word(message.payload, self._key))
+            reply = self._try(client, f"{PREFIX}generation", fleet_api.encode(word))
+            self.tell(ipc.WordSent(payload=message.payload, accepted=reply.status in {_OK, _NO_CONTENT}))
         elif isinstance(message, ipc.SendAnswer):
             signed = envelope.sign_answer(message.payload, self._key)
             reply = self._try(client, f"{PREFIX}commands/{message.name}/ack", _acknowledgement(signed))

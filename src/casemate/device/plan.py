@@ -57,6 +57,8 @@ class DevicePlan:
     """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
     update_uid: int | None = None
     """Who the update process is, when it is a unit of its own."""
+    generation: str = ""
+    """The content digest of the generation that is served; empty: none."""
     unsettled: bool = False
     """A trial has to be judged, or a soak to be ended, once the device runs: the update process does that."""
 

@@ -18,6 +18,7 @@ import msgspec
 
 from casemate import __version__
 from casemate.clock import Clock
+from casemate.device.directed import Follower
 from casemate.device.fleet import health, orders, stock
 from casemate.device.fleet.destroy import Destroyed
 from casemate.device.fleet.fence import Gate
@@ -116,6 +117,9 @@ class Respondent:
         self._gone = asyncio.Event()
         self._testimony = Testimony(agent, self.post, VerifierKey.parse(member.witness))
         self.usage = Reporter(agent.plan.home, agent, self.post, setting=agent.plan.settings["telemetry.usage"])
+        self.follower = Follower(
+            agent, agent.plan.home, member, running=agent.plan.generation, earliest=self.orders.signed
+        )
         self.contact: dict[str, Any] = {}
         found = stock.take((model.name, model.container or model.name) for model in agent.plan.models)
         self._inventory = stock.digest(found), fleet_api.encode(found)
@@ -170,9 +174,13 @@ class Respondent:
             async with self._turn:
                 await self._in_turn(message)
 
-    async def _in_turn(self, message: ipc.Ordered | ipc.AnswerSent | ipc.Contact) -> None:
+    async def _in_turn(self, message: ipc.Ordered | ipc.AnswerSent | ipc.Picked | ipc.WordSent | ipc.Contact) -> None:
         if isinstance(message, ipc.Ordered):
             await self._ordered(message)
+        elif isinstance(message, ipc.Picked):
+            self.follower.picked(message, self._earliest(message.server_time))
+        elif isinstance(message, ipc.WordSent):
+            self.follower.sent(message)
         elif isinstance(message, ipc.AnswerSent):
             if message.accepted:
                 await self._answer_known(message.name)
@@ -188,6 +196,8 @@ class Respondent:
             "sequence": self.orders.sequence,
             "health": health.gather(),
             "inventory": self._inventory[0],
+            "generation": self.follower.running,
+            "pick": self.follower.held(self._earliest(0.0)),
         }
 
     async def _contacted(self, message: ipc.Contact) -> None:
@@ -209,6 +219,7 @@ class Respondent:
             self._answer()
         self._agent.spawn(self._testimony.give())
         self._agent.spawn(self.usage.give())
+        self.follower.owe()
         if message.inventory_wanted:
             self._agent.spawn(self._send_inventory())
 

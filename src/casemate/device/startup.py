@@ -104,6 +104,7 @@ def prepare(
             policy=ipc.TakePolicy(dict(boot.policy.apps), boot.policy.guard),
             on_trial=boot.trial,
             unsettled=boot.unsettled,
+            generation=boot.content,
             member=member,
         )
 

@@ -16,11 +16,13 @@ from typing import Any, Final, Protocol
 from casemate import keystores
 from casemate.config import Settings
 from casemate.device import admin, apart, channel, workshop
+from casemate.device.fleet import direction, orders
 from casemate.device.home import Home, owner_of
 from casemate.device.process import drop_privileges, harden
+from casemate.device.update import run as actions
 from casemate.device.update.desk import Desk, Step
 from casemate.device.update.port import Port
-from casemate.errors import NotFoundError
+from casemate.errors import CasemateError, NotFoundError
 from casemate.formats import grant
 from casemate.keystores import Sources
 
@@ -60,12 +62,20 @@ def run(
     elif opens:
         raise NotFoundError("this device has no keystore yet", hint="make it: `casemate device key show`")
 
+    member, ordered = orders.standing(home) or (None, None)
+    directed = direction.standing(home, member, ordered.signed if ordered else 0.0)[1]
+
     def child(link: socket.socket, *, running: bool) -> Result:
         os.nice(_NICE)  # answers of the running device come first
         drop_privileges(owner_of("update"))
         harden()
         port = Port(link, running=running)
-        return work(Desk(home.update, settings, port, recipient, tell=person.tell, say=person.say))
+        desk = Desk(home.update, settings, port, recipient, tell=person.tell, say=person.say, standing=directed)
+        try:
+            return work(desk)
+        finally:
+            with contextlib.suppress(CasemateError):
+                actions.say_where_it_stands(desk)
 
     with contextlib.ExitStack() as held:
         link = connection(home)

@@ -84,6 +84,14 @@ class Supervisor(Protocol):
         """Return what `casemate status` shows."""
         ...
 
+    def direction(self) -> dict[str, Any]:
+        """Return what the fleet's director says."""
+        ...
+
+    def stands(self, facts: dict[str, Any]) -> None:
+        """Hear where an update stands."""
+        ...
+
 
 class Upkeep:
     """The agent's part of an update."""
@@ -131,6 +139,11 @@ class Upkeep:
                 return await self._drop(str(ask.args["name"]))
             if ask.verb == "policy":
                 return self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
+            if ask.verb == "direction":
+                return self._agent.direction()
+            if ask.verb == "stands":
+                self._agent.stands(ask.args)
+                return {}
             if ask.verb == "rehearse":
                 return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
         except msgspec.ValidationError as error:

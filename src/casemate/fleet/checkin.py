@@ -18,6 +18,7 @@ from casemate.fleet.audit import Act
 from casemate.fleet.devices import Change
 from casemate.fleet.exchange import DeviceCall, admit, device_route, problem, reply
 from casemate.fleet.peer import Peer
+from casemate.fleet.rollout import director
 from casemate.fleet.states import Event, State, Use
 from casemate.formats import fleet_api
 from casemate.formats.envelope import Verb
@@ -48,6 +49,7 @@ async def checkin(call: DeviceCall) -> Response:
         commands=waiting,
         inventory_wanted=wanted,
         attest_wanted=device.attests and device.assurance_expires < now + ATTEST_AHEAD,
+        pick=await director.deliver(fleet, device, message.pick, now),
     )
     return reply(answer)
 
@@ -82,6 +84,13 @@ async def acknowledge(call: DeviceCall) -> Response:
             await devices.apply(connection, call.fleet.audit, call.device.id, change)
     call.fleet.directory.forget(call.device.id)
     call.fleet.metrics.commands.labels(answer.verb, answer.outcome).inc()
+    return Response(status_code=204)
+
+
+async def take_word(call: DeviceCall) -> Response:
+    """Take a device's signed word about a generation."""
+    message = fleet_api.parse(call.body, fleet_api.GenerationWord)
+    await director.hear(call.fleet, call.device, message.word, call.peer.certificate, call.now)
     return Response(status_code=204)
 
 
@@ -155,4 +164,5 @@ ROUTES: Final[list[Route]] = [
     Route("/device/v1/events", WakeStream(), methods=["GET"]),
     device_route("POST", "/device/v1/commands/{name}/ack", Use.CHECK_IN, acknowledge),
     device_route("POST", "/device/v1/inventory", Use.REPORT, report_inventory),
+    device_route("POST", "/device/v1/generation", Use.REPORT, take_word),
 ]

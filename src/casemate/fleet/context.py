@@ -60,6 +60,8 @@ class Fleet:
     served: Served = Served()
     leaving: bool = False
     """This server is about to stop: a load balancer should ask another."""
+    directs: bool = False
+    """It knows a release repository: devices take what rollouts give them. As of the last sweep."""
     device_count: int = 0
     """How many devices there are, as of the last sweep: it sets how often they call."""
 

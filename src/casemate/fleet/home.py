@@ -5,6 +5,8 @@ fleet.db           SQLite, unless another database was given
 ca/                root.pem, root.key (until it is taken offline), intermediate-N.pem and .key, charter.json
 keys/              commands.key  signs commands: only the people's side opens it
                    witness.key   cosigns journals        audit.key  signs the fleet's own log
+                   director.key  signs what each device shall take: online, and able to choose no more than what
+                                 release keys signed
                    ear.key       signs attestation results
                    oidc.key      the secret we share with the sign-in provider
 tls/               the listeners' certificate and key
@@ -24,7 +26,7 @@ from casemate.crypto.secret import Secret
 from casemate.crypto.signing import SigningKey
 from casemate.errors import NotFoundError, OperationError, UsageError
 
-KEYS: Final = ("commands", "witness", "audit")
+KEYS: Final = ("commands", "witness", "audit", "director")
 _SETTINGS: Final = "settings.json"
 _MAX_FILE: Final = 1 << 20
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 from casemate.clock import Clock
 from casemate.errors import NotAuthorisedError, PolicyDeniedError
 from casemate.fleet.states import State, Use, may
-from casemate.fleet.store import Store, tables
+from casemate.fleet.store import Store, rollout_tables, tables
 
 FRESH: Final = 0.9
 """Seconds; a change made in this process, or heard of, is seen at once."""
@@ -48,6 +48,8 @@ class Known:
     inventory: str | None
     attests: bool
     """It enrolled with a TPM: it can be asked for evidence."""
+    pick: int | None
+    """The sequence of what the director says to it; None: nothing yet."""
 
 
 class Directory:
@@ -163,10 +165,12 @@ _RECORDS: Final = (
         _device.assurance_expires,
         tables.device_packages.c.digest.label("inventory"),
         tables.tpm_identity.c.device_id.label("attests"),
+        rollout_tables.device_pick.c.sequence.label("pick"),
     )
     .join_from(tables.device_cert, tables.device)
     .outerjoin(tables.device_packages, tables.device_packages.c.device_id == _device.id)
     .outerjoin(tables.tpm_identity, tables.tpm_identity.c.device_id == _device.id)
+    .outerjoin(rollout_tables.device_pick, rollout_tables.device_pick.c.device_id == _device.id)
 )
 _LOOK_UP: Final = _RECORDS.where(_cert.serial.in_(sa.bindparam("serials", expanding=True)))
 

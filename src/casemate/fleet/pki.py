@@ -71,6 +71,7 @@ def sign_charter(home: FleetHome, root: EcKey, fleet: str, clock: Clock) -> None
         command=home.signing_key("commands").public,
         witness=str(VerifierKey(witness_name(fleet), home.signing_key("witness").public)),
         issued=int(clock.wall()),
+        director=home.signing_key("director").public,
     )
     home.write(home.charter, enrolment.sign_charter(charter, root), mode=0o644)
 

@@ -41,13 +41,17 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Charter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who speaks for the fleet: `command` is the Ed25519 key of commands, `witness` the vkey that cosigns journals."""
+    """Who speaks for the fleet: the Ed25519 keys of commands and of picks, and the vkey that cosigns journals.
+
+    `director` is absent in the charter of a fleet that gives no picks: its devices take updates by themselves.
+    """
 
     schema: Literal[1]
     fleet: FleetId
     command: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     witness: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
     issued: Moment
+    director: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
 
 
 class VerifiedCharter(msgspec.Struct, frozen=True):

@@ -58,6 +58,8 @@ class CheckIn(_Request, frozen=True):
     inventory: Digest | None = None
     """`Inventory.digest` of what it has installed."""
     health: Health | None = None
+    pick: Count = 0
+    """The sequence of the pick it follows (`formats.director`); 0: none, or one that ends soon."""
 
 
 class Delivery(_Answer, frozen=True):
@@ -75,12 +77,20 @@ class CheckInAnswer(_Answer, frozen=True):
     commands: tuple[Delivery, ...] = ()
     inventory_wanted: bool = False
     attest_wanted: bool = False
+    pick: Blob | None = None
+    """What the director says now, signed (`formats.director`), when the device follows something older."""
 
 
 class Acknowledgement(_Request, frozen=True):
     """An acknowledgement signed by the device (`formats.envelope`)."""
 
     acknowledgement: Blob
+
+
+class GenerationWord(_Request, frozen=True):
+    """A device's signed word about a generation (`formats.director`)."""
+
+    word: Blob
 
 
 class JournalCheckpoint(_Request, frozen=True):

@@ -406,6 +406,12 @@ class SendAnswer(Message, frozen=True, tag="send_answer"):
     payload: bytes
 
 
+class SendWord(Message, frozen=True, tag="send_word"):
+    """Agent: sign *payload* with the device's key and post it as its word about a generation."""
+
+    payload: bytes
+
+
 class Post(Message, frozen=True, tag="post"):
     """Agent: post *body* to a path below `/device/v1/`."""
 
@@ -430,6 +436,20 @@ class Ordered(Message, frozen=True, tag="ordered"):
     name: str
     envelope: bytes
     server_time: float
+
+
+class Picked(Message, frozen=True, tag="picked"):
+    """Link: the fleet's director says *envelope*; *server_time* is its server's now. Nothing is proven."""
+
+    envelope: bytes
+    server_time: float
+
+
+class WordSent(Message, frozen=True, tag="word_sent"):
+    """Link: the fleet was told *payload*; not *accepted*: it could not be told."""
+
+    payload: bytes
+    accepted: bool
 
 
 class AnswerSent(Message, frozen=True, tag="answer_sent"):
@@ -669,8 +689,8 @@ FromAttester = Measured | Quoted | KeyBegun | KeyHeld | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | KeyWrapped | ReleaseRefused
 ToJournalProcess = Attach | ProveLog | KeepWitnessed
-ToLinkProcess = Report | SendAnswer | Post | Forget
-FromLinkProcess = Due | Ordered | AnswerSent | Posted | Contact | Forgotten
+ToLinkProcess = Report | SendAnswer | SendWord | Post | Forget
+FromLinkProcess = Due | Ordered | AnswerSent | Picked | WordSent | Posted | Contact | Forgotten
 FromAnyChild = Hello | Ready | Fatal | Pong | LogProven
 AgentToChild = (
     ToJournalProcess

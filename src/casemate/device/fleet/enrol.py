@@ -75,6 +75,7 @@ def _join(url: str, token: Token, root_pem: bytes | None, tpm: str) -> _Joined:
             command=charter.command,
             witness=charter.witness,
             since=charter.issued,
+            director=charter.director,
         )
         place = Place(schema=1, devices=found.devices, root=found.root.der)
         certificate = client_certificate.to_pem(found.chain)

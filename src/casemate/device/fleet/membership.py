@@ -34,7 +34,7 @@ _AGAIN: Final = "`casemate device leave --yes`, then enrol it again"
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`fleet/member.json`. `command` is the Ed25519 key that commands are signed with, `witness` a vkey."""
+    """`fleet/member.json`. `command` and `director` are Ed25519 keys: of commands and of picks; `witness` is a vkey."""
 
     schema: Literal[1]
     fleet: FleetId
@@ -44,6 +44,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     witness: str
     since: Moment
     """When the fleet signed its charter: no moment before it can be now."""
+    director: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
 
 
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import sys
 
 from casemate.config import Settings
@@ -12,7 +13,7 @@ from casemate.device.update import run
 from casemate.device.update.desk import Desk
 from casemate.device.update.pace import NotNowError
 from casemate.device.update.port import Port
-from casemate.errors import NotFoundError, OperationError
+from casemate.errors import CasemateError, NotFoundError, OperationError
 from casemate.formats import grant
 
 
@@ -30,10 +31,13 @@ def take_updates(home: Home, settings: Settings) -> int:
     owner = base64.b64decode(port.status()["owner"], validate=True)
     desk = Desk(home.update, settings, port, grant.recipient_id(owner), say=_say)
     try:
-        done = run.tick(desk)
+        done = run.follow(desk)
     except (NotNowError, NotFoundError) as error:
         _say(error.message)
         return 0
+    finally:
+        with contextlib.suppress(CasemateError):
+            run.say_where_it_stands(desk)
     _say(f"generation {done['generation']} is {done['state'].lower()}")
     return 0
 

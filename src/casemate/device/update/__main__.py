@@ -1,7 +1,9 @@
-"""The update process that a starting device runs once: it judges the trial that this start is, and ends soaks."""
+"""The update process that the agent runs: at a start it judges the trial that this is, later it follows the fleet."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import socket
 import sys
 
@@ -11,6 +13,7 @@ from casemate.device.update import run
 from casemate.device.update.desk import Desk
 from casemate.device.update.port import Port
 from casemate.errors import CasemateError
+from casemate.formats import grant
 
 
 def main() -> None:
@@ -18,12 +21,17 @@ def main() -> None:
     child = boot("update")
     port = Port(socket.socket(fileno=child.fds["agent"]), running=True)
     values = child.settings["settings"]
-    desk = Desk(child.home / "update", Settings(values, {}), port, recipient="", say=_say)
+    recipient = grant.recipient_id(base64.b64decode(child.settings["owner"], validate=True))
+    desk = Desk(child.home / "update", Settings(values, {}), port, recipient, say=_say)
+    code = 0
     try:
-        run.settle(desk)
+        (run.follow if child.settings["follow"] else run.settle)(desk)
     except CasemateError as error:
         _say(error.message)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    with contextlib.suppress(CasemateError):
+        run.say_where_it_stands(desk)
+    sys.exit(code)
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from casemate.clock import Clock, SystemClock
 from casemate.config import Settings
+from casemate.device.fleet.direction import FREE, Direction
 from casemate.device.update import trust
 from casemate.device.update.client import Client
 from casemate.device.update.floors import FileFloorStore, Floors
@@ -51,6 +52,10 @@ class Desk:
     clock: Clock = dataclasses.field(default_factory=SystemClock)
     tell: Callable[[Step], None] = _nobody
     say: Callable[[str], None] = lambda _text: None
+    standing: Direction = FREE
+    """What the fleet's director said last, while no device runs that could be asked."""
+    noted: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """What the health gate measured in this run, for the word to the fleet."""
 
     @property
     def store(self) -> GenerationStore:
@@ -90,10 +95,17 @@ class Desk:
         with Transport(endpoint) as source:
             yield source
 
+    def direction(self) -> Direction:
+        """Return what the fleet's director says now."""
+        return self.port.direction() if self.port.running else self.standing
+
     @contextlib.contextmanager
     def pacer(self) -> Iterator[Pacer]:
-        """Yield what keeps to the owner's limits."""
-        pacer = Pacer(self.directory / "spent", limits_of(self.settings), self.clock)
+        """Yield what keeps to the owner's limits, and to the fleet's where they are narrower."""
+        limits, pick = limits_of(self.settings), self.direction().pick
+        if pick and pick.rate and not 0 < limits.rate <= pick.rate:
+            limits = dataclasses.replace(limits, rate=pick.rate)
+        pacer = Pacer(self.directory / "spent", limits, self.clock)
         try:
             yield pacer
         finally:

@@ -19,17 +19,20 @@ import msgspec
 from casemate import __version__
 from casemate.device.update import fetch, kinds, trust, unpack
 from casemate.device.update.assembly import Fetched, Progress, Terms, Watch
+from casemate.device.update.client import Client
 from casemate.device.update.desk import FETCHED, Desk, Step
 from casemate.device.update.generation import Generation, Item, item_of
-from casemate.device.update.offer import Offer, Offered, read_offer, require_acceptable, still_offered
+from casemate.device.update.offer import Offer, Offered, is_picked, read_offer, require_acceptable, still_offered
+from casemate.device.update.pace import DAY_MINUTES
 from casemate.device.update.pacer import Pacer
 from casemate.device.update.source import Source
 from casemate.device.update.states import WAITING, Phase
-from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
+from casemate.errors import CasemateError, NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event, ipc, signature_log
 from casemate.formats.manifest import File, SealedPart
 
 _MARK: Final = "imported"
+_NOT_PICKED: Final = "the fleet does not offer this to this device now"
 _MALFORMED: Final = ("gguf-", "chat-template", "release-", "sealed-")
 """Checks that a full payload would fail as well."""
 _NOBODYS_WORD: Final = ("grant-form", "payload-chunk", "payload-truncated")
@@ -91,6 +94,9 @@ def check(desk: Desk, source: Source) -> Found:
     good = desk.good()
     if good and good.content_digest == offer.content_digest:
         return Found(available=False, generation=offer.generation, bytes=0, full_bytes=0)
+    if not _picked(desk, offer):
+        desk.say(_NOT_PICKED)
+        return Found(available=False, generation=offer.generation, bytes=0, full_bytes=0)
     _require(desk, offer)
     wanted = full = 0
     for offered in offer.members:
@@ -103,7 +109,9 @@ def check(desk: Desk, source: Source) -> Found:
 
 
 def obtain(desk: Desk, source: Source) -> Obtained | None:
-    """Stage what the channel offers; None when it runs already. The caller is `Desk.alone`.
+    """Stage what the channel offers; None when it runs already, or the fleet has not picked it for this device.
+
+    The caller is `Desk.alone`.
 
     Raises:
         UntrustedDataError: the repository lies, or the content is bad (then it is denied).
@@ -117,7 +125,11 @@ def obtain(desk: Desk, source: Source) -> Obtained | None:
         offer = read_offer(client, _channel(desk))
         good = desk.good()
         if good and good.content_digest == offer.content_digest:
-            _withdraw(desk)
+            _withdraw(desk, "the channel offers again what runs here")
+            return None
+        if not source.offline and not _picked(desk, offer):  # what a person brings by hand is that person's act
+            desk.say(_NOT_PICKED)
+            _withdraw(desk, _NOT_PICKED)
             return None
         _require(desk, offer)
     except UntrustedDataError as error:
@@ -129,7 +141,7 @@ def obtain(desk: Desk, source: Source) -> Obtained | None:
     if state.phase is Phase.STAGED:
         return Obtained(state.pending, 0, 0)
     store.fetching()
-    watch = None if source.offline else Watch(lambda: still_offered(client, offer))
+    watch = None if source.offline else Watch(lambda: _look_again(desk, client, offer))
     try:
         with desk.pacer() as pacer:
             done = _Work(desk, source, offer, good=good, number=state.pending, watch=watch, pacer=pacer).run()
@@ -175,10 +187,26 @@ def _require(desk: Desk, offer: Offer) -> None:
     require_acceptable(offer, desk.floors.read(), desk.store.state().denied, __version__, held=held)
 
 
-def _withdraw(desk: Desk) -> None:
-    """Drop what waits: the publisher took it back by offering again what runs here. Staged, it would still be armed."""
+def _picked(desk: Desk, offer: Offer) -> bool:
+    return is_picked(offer, desk.direction(), int(desk.clock.wall()) // 60 % DAY_MINUTES)
+
+
+def _look_again(desk: Desk, client: Client, offer: Offer) -> None:
+    """Ask, in the middle of a download, whether it is still wanted.
+
+    Raises:
+        PolicyDeniedError: its publisher, or this device's fleet, stopped it.
+
+    """
+    still_offered(client, offer)
+    if not _picked(desk, offer):
+        raise PolicyDeniedError(_NOT_PICKED, hint="what was fetched is kept, for when it is offered again")
+
+
+def _withdraw(desk: Desk, why: str) -> None:
+    """Drop what waits: it is not for this device any more. Staged, it would still be armed."""
     if desk.store.state().phase in WAITING:
-        desk.store.withdrawn("the channel offers again what runs here")
+        desk.store.withdrawn(why)
 
 
 def _directory(desk: Desk, offered: Offered) -> Path:

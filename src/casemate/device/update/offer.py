@@ -13,8 +13,10 @@ from typing import Final
 import msgspec
 
 from casemate.crypto import x509
+from casemate.device.fleet.direction import Direction
 from casemate.device.update.client import Client, Freshness
 from casemate.device.update.floors import Floors
+from casemate.device.update.pace import NotNowError
 from casemate.errors import HostError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import channel_set, manifest, signature_log
 from casemate.formats.channel_set import Member, VerifiedChannelSet
@@ -100,6 +102,35 @@ def still_offered(client: Client, offer: Offer) -> None:
         raise PolicyDeniedError(
             "the channel offers something else now", hint="what was fetched is kept; `casemate update fetch` again"
         )
+
+
+def is_picked(offer: Offer, direction: Direction, minute: int) -> bool:
+    """Say whether a device may take *offer* at this *minute* of the day (UTC): its fleet's director has the last word.
+
+    A pick names the signed set by its bytes. So a director that lies can withhold and can choose among what release
+    keys signed, and no more.
+
+    Raises:
+        NotNowError: it may, but not outside the maintenance window.
+
+    """
+    if not direction.directed:
+        return True
+    pick = direction.pick
+    if pick is None or pick.action != "take" or pick.choice is None:
+        return False
+    found = offer.verified
+    named = (pick.choice.channel, pick.choice.content, pick.choice.sha256)
+    if named != (found.set.channel, found.set.content_digest, found.sha256):
+        return False
+    if pick.window and not _inside(minute, *pick.window):
+        start = f"{pick.window[0] // 60:02}:{pick.window[0] % 60:02}"
+        raise NotNowError(f"the fleet's maintenance window opens at {start} UTC", reason="hours")
+    return True
+
+
+def _inside(minute: int, start: int, until: int) -> bool:
+    return start <= minute < until if start <= until else minute >= start or minute < until
 
 
 def require_acceptable(

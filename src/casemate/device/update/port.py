@@ -17,6 +17,8 @@ import msgspec
 from casemate.device import admin
 from casemate.device.channel import Channel, ChannelClosed
 from casemate.device.children import rebuild
+from casemate.device.fleet import direction
+from casemate.device.fleet.direction import Direction
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import ipc, manifest
 from casemate.formats.event import Event
@@ -96,6 +98,14 @@ class Port:
     def status(self) -> dict[str, Any]:
         """Return what `casemate status` shows of the running device."""
         return self._tell("status", {}, _SECONDS)
+
+    def direction(self) -> Direction:
+        """Return what the fleet's director says to this device."""
+        return direction.decode(self._tell("direction", {}, _SECONDS))
+
+    def stands(self, facts: Mapping[str, Any]) -> None:
+        """Say where the update stands, for the fleet."""
+        self._tell("stands", dict(facts), _SECONDS)
 
     def serve(self, name: str, container: str) -> dict[str, Any]:
         """Have the model *name* served from *container*; returns once it is.

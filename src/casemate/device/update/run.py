@@ -13,6 +13,7 @@ from casemate.device.update import obtain, trial
 from casemate.device.update import trust as trusting
 from casemate.device.update.desk import Desk
 from casemate.device.update.imports import TarSource
+from casemate.device.update.state import TRIES
 from casemate.device.update.states import Phase
 from casemate.errors import CasemateError, NotFoundError, OperationError
 
@@ -147,6 +148,32 @@ def settle(desk: Desk) -> Result:
     with desk.alone():
         trial.settle(desk)
     return {}
+
+
+def follow(desk: Desk) -> Result:
+    """Do what the fleet's director says: take it, or go back."""
+    pick = desk.direction().pick
+    if pick is None or pick.action != "back" or pick.choice is None:
+        return tick(desk)
+    good = desk.good()
+    if good is None or good.content_digest != pick.choice.content:
+        return {"applied": False, "generation": desk.store.state().good, "state": str(desk.store.state().phase)}
+    with desk.alone():
+        return _builtins(trial.roll_back(desk, "taken back by the fleet"))
+
+
+def say_where_it_stands(desk: Desk) -> None:
+    """Tell the running device, for its fleet, what runs and what became of the fleet's pick."""
+    if not desk.port.running:
+        return
+    state, good, pick = desk.store.state(), desk.good(), desk.direction().pick
+    facts: Result = {"running": good.content_digest if good else ""}
+    content = pick.choice.content if pick and pick.choice and pick.action == "take" else ""
+    if content and content == facts["running"]:
+        facts |= {"content": content, "outcome": "good", **desk.noted}
+    elif content in state.denied:
+        facts |= {"content": content, "outcome": "failed", "why": state.last_error, "tries": TRIES - state.tries}
+    desk.port.stands(facts)
 
 
 def tick(desk: Desk) -> Result:

@@ -6,6 +6,7 @@ what was decided. A generation that fails is denied for ever, and the one before
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Final
 
@@ -129,6 +130,8 @@ def _judge(desk: Desk, generation: Generation, facts: gate.Facts) -> None:
 
     """
     verdict = gate.judge(generation, facts)
+    times = [answer.first_token_ms for answer in facts.answers if answer.first_token_ms is not None]
+    desk.noted.update(first_token_ms=statistics.median(times) if times else None, memory_mib=facts.memory_mib)
     if not verdict.passed:
         give_up(desk, generation, verdict.text)
         raise OperationError(
