@@ -20,6 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+from casemate.fleet.context import Served  # noqa: E402 - only after the path
 from support import console_fleet  # noqa: E402 - only after the path
 from support.fleet_site import SETTLED, browser, running  # noqa: E402
 
@@ -32,6 +33,11 @@ PAGES = {
     "health": "/health",
     "inventory": "/inventory?name=l",
     "alerts": "/alerts",
+    "releases": "/releases",
+    "rollouts": "/rollouts",
+    "rollout": "/rollouts/{running}",
+    "rollout-stopped": "/rollouts/{stopped}",
+    "rollout-draft": "/rollouts/{draft}",
     "enrolment": "/enrolment",
     "policies": "/policies",
     "grants": "/grants",
@@ -57,7 +63,8 @@ def main() -> None:
         driver.get(site.invite())
         driver.find_element(By.CSS_SELECTOR, "button.primary").click()
         WebDriverWait(driver, 20).until(lambda _: "/join/" not in driver.current_url)
-        seeded = console_fleet.seed(site)
+        seeded = console_fleet.seed(site, devices=180)
+        site.fleet.served = Served("https://localhost:8443", "https://0.0.0.0:8444", "https://0.0.0.0:8445")
         for name in [page for page in PAGES if page in wanted]:
             _take(driver, site.origin + PAGES[name].format(**vars(seeded)), name, args)
         driver.delete_all_cookies()

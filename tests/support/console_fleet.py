@@ -18,6 +18,7 @@ from casemate.fleet.seen import BUCKET
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
 from casemate.formats.fleet_api import Inventory, Item
+from support import console_rollouts
 
 SHOPS = ("Aachen", "Bremen", "Coburg", "Detmold")
 ENGINES = (Item("engine", "llama.cpp", "b6082", "4f" * 32), Item("engine", "llama.cpp", "b6097", "9c" * 32))
@@ -36,6 +37,10 @@ class Seeded:
 
     device: str
     pending: str
+    running: str
+    """A rollout under way; *stopped*: one that the numbers stopped; *draft*: one that somebody else made."""
+    stopped: str
+    draft: str
 
 
 def seed(site, *, devices=60, days=30, number=7):
@@ -55,7 +60,8 @@ def seed(site, *, devices=60, days=30, number=7):
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_result), _results(now, names)))
     policy = {"name": "pi5-shop", "version": 4, "document": b"{}", "created": now - 9 * 86400, "created_by": "Ada"}
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_policy), [policy]))
-    return Seeded(names[3], pending)
+    rollouts = console_rollouts.seed(site, names, chance)
+    return Seeded(names[3], pending, **rollouts)
 
 
 def _device(site, index, chance):

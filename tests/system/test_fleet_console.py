@@ -20,8 +20,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from casemate.fleet import approvals
 from casemate.fleet.accounts.roles import Role
+from casemate.fleet.changes import note_change
 from casemate.fleet.states import State
-from casemate.fleet.store import tables
+from casemate.fleet.store import rollout_tables, tables
 from casemate.fleet.web import routes
 from support import console_fleet
 from support.fleet_site import browser, running
@@ -33,7 +34,7 @@ pytestmark = [
 AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
 PAGES = (
     "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people",
-    "/settings", "/welcome", "/bulk",
+    "/settings", "/welcome", "/bulk", "/releases", "/rollouts",
 )  # fmt: skip
 
 
@@ -55,6 +56,11 @@ def ada(site):
 def seeded(site):
     """Put something on every page."""
     return console_fleet.seed(site, devices=14, days=2)
+
+
+def about(seeded):
+    """Return the pages about one thing."""
+    return f"/devices/{seeded.device}", f"/rollouts/{seeded.running}", f"/rollouts/{seeded.stopped}"
 
 
 def join(driver, link):
@@ -357,7 +363,7 @@ def test_every_page_is_clean_to_axe_and_quiet_in_the_log(site, ada, seeded, them
     ada.get(site.origin)
     ada.execute_script("localStorage.setItem('theme', arguments[0])", theme)
     ada.get_log("browser")
-    for target in (*PAGES, f"/devices/{seeded.device}", "/inventory?name=l", "/prove", "/join/x"):
+    for target in (*PAGES, *about(seeded), "/inventory?name=l", "/prove", "/join/x"):
         ada.get(site.origin + target)
         ada.execute_script(AXE.read_text())
         found = ada.execute_async_script("const done = arguments[0]; axe.run().then((told) => done(told.violations));")
@@ -371,7 +377,7 @@ def test_it_works_on_a_phone_and_by_keyboard(site, ada, seeded):
     size = ada.get_window_size()
     ada.set_window_size(400, 800)
     try:
-        for target in (*PAGES, f"/devices/{seeded.device}"):
+        for target in (*PAGES, *about(seeded)):
             ada.get(site.origin + target)
             wide = ada.execute_script("return document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, target
@@ -389,7 +395,7 @@ def test_it_works_on_a_phone_and_by_keyboard(site, ada, seeded):
 
 def test_no_page_is_heavy(site, ada, seeded):
     entries = "return performance.getEntries().reduce((sum, one) => sum + (one.encodedBodySize || 0), 0)"
-    for target in (*PAGES, f"/devices/{seeded.device}"):
+    for target in (*PAGES, *about(seeded)):
         ada.get(site.origin + target)
         assert 0 < ada.execute_script(entries) <= 250_000, target
 
@@ -425,3 +431,81 @@ def test_the_health_of_the_fleet_is_drawn_and_told(site, ada, seeded):
     assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) in range(22, 26)
     ada.find_element(By.LINK_TEXT, "A week").click()
     until(ada, lambda: "span=week" in ada.current_url and ada.find_elements(By.CSS_SELECTOR, ".plot canvas"))
+
+
+# --- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_is_seen_filling_and_is_paused(site, ada, seeded):
+    ada.get(f"{site.origin}/rollouts/{seeded.running}")
+    good = ada.find_element(By.CSS_SELECTOR, ".batches tbody td:nth-child(3)").text
+    one = rollout_tables.rollout_device.c
+    first = sa.and_(one.rollout_id == seeded.running, one.state == "good")
+    some = sa.select(one.device_id).where(first).limit(1).scalar_subquery()
+
+    async def fail(connection):
+        await connection.execute(
+            sa.update(rollout_tables.rollout_device)
+            .where(one.rollout_id == seeded.running, one.device_id == some)
+            .values(state="failed", why="it smokes")
+        )
+        await note_change(connection, "", "rollout", time.time())
+
+    time.sleep(1.2)
+    site.write(fail)
+    until(ada, lambda: "it smokes" in words(ada))
+    assert int(ada.find_element(By.CSS_SELECTOR, ".batches tbody td:nth-child(3)").text) == int(good) - 1
+    assert ada.find_element(By.CSS_SELECTOR, "svg.test polyline").get_attribute("points").count(",") > 5
+    ask = opened(ada, "pause")
+    site.write(fail)
+    time.sleep(1.5)
+    assert ask.is_displayed(), "a page does not change under somebody who is deciding"
+    ask.find_element(By.NAME, "why").send_keys("smells burnt", Keys.ENTER)
+    until(ada, lambda: "Ada paused it" in words(ada))
+    assert rollout_state(site, seeded.running) == "paused"
+    opened(ada, "resume").find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: "policy" in words(ada) and rollout_state(site, seeded.running) == "running")
+
+
+def rollout_state(site, name):
+    return site.read(sa.select(rollout_tables.rollout.c.state).where(rollout_tables.rollout.c.id == name))[0].state
+
+
+def test_the_slower_of_two_people_is_told(site, ada, seeded):
+    ada.get(f"{site.origin}/rollouts/{seeded.stopped}")
+    site.write(
+        lambda connection: connection.execute(
+            sa.update(rollout_tables.rollout)
+            .where(rollout_tables.rollout.c.id == seeded.stopped)
+            .values(version=rollout_tables.rollout.c.version + 1)
+        )
+    )
+    opened(ada, "abort").find_element(By.CSS_SELECTOR, "button.danger").click()
+    until(ada, lambda: "changed meanwhile" in words(ada))
+    assert rollout_state(site, seeded.stopped) == "paused"
+    ada.get(f"{site.origin}/rollouts/{seeded.stopped}")
+    assert "The numbers stopped it" in words(ada)
+    opened(ada, "abort").find_element(By.CSS_SELECTOR, "button.danger").click()
+    until(ada, lambda: rollout_state(site, seeded.stopped) == "aborted")
+
+
+def test_a_release_becomes_a_draft_that_its_author_does_not_approve(site, ada, seeded):
+    with browser() as other:
+        join(other, site.invite("Rolf", Role.RELEASE_MANAGER))
+        ada.get(f"{site.origin}/releases")
+        ada.find_element(By.XPATH, "//button[contains(., 'Roll out')]").click()
+        ada.find_element(By.CSS_SELECTOR, "dialog[open] select[name=group]").send_keys("Coburg")
+        ada.find_element(By.CSS_SELECTOR, "dialog[open] button.primary").click()
+        until(ada, lambda: "A draft." in words(ada))
+        draft = path(ada)
+        opened(ada, "approve").find_element(By.CSS_SELECTOR, "button.primary").click()
+        until(ada, lambda: "its author cannot approve" in words(ada).lower())
+        other.get(site.origin)
+        other.find_element(By.CSS_SELECTOR, f"a[href='{draft}']").click()
+        opened(other, "approve").find_element(By.CSS_SELECTOR, "button.primary").click()
+        until(other, lambda: "Approved by Rolf" in words(other))
+        token = other.find_element(By.NAME, "csrf").get_attribute("value")
+        sent = {"cookie": f"__Host-casemate={cookie(other)}", "origin": site.origin}
+        sent["content-type"] = "application/x-www-form-urlencoded"
+        status, _, _ = raw(site, "POST", f"{draft}/start", headers=sent, body=urlencode({"csrf": token}))
+        assert status == 400, "a form that names no version is not ours"

@@ -13,6 +13,7 @@ from casemate.fleet.api import shapes
 from casemate.fleet.api.caller import Known, Limit
 from casemate.fleet.context import Fleet
 from casemate.fleet.packages import Wanted
+from casemate.fleet.rollout import story
 
 router = APIRouter()
 Text = Annotated[str, Query(max_length=128)]
@@ -65,3 +66,13 @@ async def show_settings(request: Request, who: Known) -> shapes.Setup:
     """Show how this server is set up; nothing secret is in it."""
     who.require(Permission.READ)
     return shapes.Setup(**dataclasses.asdict(setup.describe(request.app.state.fleet)))
+
+
+@router.get("/rollouts/{rollout}/evidence")
+async def show_evidence(
+    request: Request, who: Known, rollout: Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+) -> shapes.Evidence:
+    """Show what a rollout's verdict rests on: the path of the sequential test with its bounds, and comparisons."""
+    who.require(Permission.READ)
+    async with request.app.state.fleet.store.read() as connection:
+        return shapes.Evidence(**dataclasses.asdict(await story.evidence(connection, rollout)))

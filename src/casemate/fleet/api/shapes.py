@@ -187,3 +187,15 @@ class Setup(BaseModel):
     webhook: str
     sign_in: dict[str, Any] | None
     retention: dict[str, float]
+
+
+class Evidence(BaseModel):
+    """`path`: log-likelihood ratio after each device, `upper`: bad, `lower`: good; `comparisons`: p below `alpha`."""
+
+    good: float
+    bad: float
+    lower: float
+    upper: float
+    path: list[dict[str, Any]]
+    alpha: float
+    comparisons: list[dict[str, Any]]

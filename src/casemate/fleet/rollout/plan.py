@@ -167,11 +167,16 @@ def _worse(plan: Plan, comparisons: Comparisons) -> str:
     measured = {name: found for name, found in comparisons.items() if found is not None}
     if not measured:
         return ""
-    alpha = _RANK_BUDGET / (len(measured) * (len(plan.batches()) + 2))
+    alpha = rank_alpha(plan, len(measured))
     for name, found in sorted(measured.items()):
         if found.worse(alpha):
             return f"{name} is {found.ratio:.2f} times that of the control group (p = {found.p:.1e})"
     return ""
+
+
+def rank_alpha(plan: Plan, comparisons: int) -> float:
+    """Return how unlikely ranks must be by chance before one of so many comparisons stops a rollout."""
+    return _RANK_BUDGET / (max(1, comparisons) * (len(plan.batches()) + 2))
 
 
 def _next(plan: Plan, progress: Progress, tally: Tally) -> Decision:

@@ -33,6 +33,8 @@ from casemate.fleet.store import tables as base
 CONTROL_MOST: Final = 500
 """Devices held back are at most so many: more would tell no more."""
 LIVE: Final = (str(State.RUNNING), str(State.PAUSED))
+FOR_A_PERSON: Final = (str(State.DRAFT), str(State.APPROVED), str(State.PAUSED))
+"""A rollout in one of these goes on when a person says so."""
 NEEDS: Final[Mapping[Event, Permission]] = {
     Event.APPROVE: Permission.APPROVE_ROLLOUT,
     Event.START: Permission.ROLLOUT,
@@ -156,6 +158,12 @@ async def listed(connection: AsyncConnection, limit: int = 200) -> list[dict[str
     """Return rollouts, newest first."""
     query = sa.select(rollout_tables.rollout).order_by(_rollout.created.desc(), _rollout.id).limit(limit)
     return [described(row) for row in await connection.execute(query)]
+
+
+async def waiting(connection: AsyncConnection, limit: int = 12) -> list[dict[str, Any]]:
+    """Return rollouts that wait for a person, the newest change first."""
+    query = sa.select(rollout_tables.rollout).where(_rollout.state.in_(FOR_A_PERSON))
+    return [described(row) for row in await connection.execute(query.order_by(_rollout.changed.desc()).limit(limit))]
 
 
 async def show(connection: AsyncConnection, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.devices import Change
 from casemate.fleet.listing import Filter
+from casemate.fleet.rollout import records
 from casemate.fleet.states import CARRIES_ASSET, TRANSITIONS, Event, State
 from casemate.fleet.store import tables
 from casemate.fleet.web.menu import navigation
@@ -65,6 +66,7 @@ async def overview(visit: Visit) -> Response:
             )
         ).all()
         asked = await approvals.open_ones(connection, visit.now)
+        rollouts = await records.waiting(connection)
     return visit.page(
         "overview.html",
         navigation=await navigation(visit),
@@ -75,6 +77,7 @@ async def overview(visit: Visit) -> Response:
         alerts=alerts,
         pending=pending,
         asked=asked,
+        rollouts=rollouts,
         total=sum(states.get(state, 0) for state in CARRIES_ASSET),
     )
 

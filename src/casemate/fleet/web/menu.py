@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
+from casemate.fleet.rollout import records
 from casemate.fleet.states import State
-from casemate.fleet.store import tables
+from casemate.fleet.store import rollout_tables, tables
 from casemate.fleet.web.visit import Visit
 
 
@@ -44,7 +45,9 @@ SECTIONS: Final = (
             Entry("/alerts", "Alerts"),
         ),
     ),
-    Section("Change", (Entry("/enrolment", "Enrolment"),)),
+    Section(
+        "Change", (Entry("/releases", "Releases"), Entry("/rollouts", "Rollouts"), Entry("/enrolment", "Enrolment"))
+    ),
     Section(
         "Proof",
         (Entry("/policies", "Policies"), Entry("/grants", "Key grants"), Entry("/audit", "Audit", Permission.AUDIT)),
@@ -75,8 +78,10 @@ def _counted(entry: Entry, waiting: Mapping[str, int]) -> Entry:
 async def _waiting(visit: Visit) -> dict[str, int]:
     alerts = sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None))
     pending = sa.select(sa.func.count()).where(tables.device.c.state == State.PENDING)
+    stopped = sa.select(sa.func.count()).where(rollout_tables.rollout.c.state.in_(records.FOR_A_PERSON))
     async with visit.site.fleet.store.read() as connection:
         return {
+            "/rollouts": (await connection.execute(stopped)).scalar_one(),
             "/alerts": (await connection.execute(alerts)).scalar_one(),
             "/enrolment": (await connection.execute(pending)).scalar_one(),
         }

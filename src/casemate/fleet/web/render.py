@@ -44,7 +44,9 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(iso=iso, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent)
+    made.filters.update(
+        iso=iso, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent, signed=signed
+    )
     made.globals.update(static=static, integrity=integrity, tone_of_state=tone_of_state)
     return made
 
@@ -104,6 +106,11 @@ def number(value: float) -> str:
     """Return 12345 as "12 345" (a narrow space that does not break), 0.25 as "0.25"."""
     text = f"{value:,.0f}" if value == int(value) else f"{value:,.2f}".rstrip("0")
     return text.replace(",", "\u202f")
+
+
+def signed(value: float) -> str:
+    """Return 1.5 as "+1.50", and a negative number with a minus that is as wide as the plus."""
+    return f"{value:+.2f}".replace("-", "\u2212")
 
 
 def percent(share: float) -> str:

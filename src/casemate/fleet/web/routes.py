@@ -20,8 +20,9 @@ from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.changes import ChangeReader
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
+from casemate.fleet.rollout.records import NEEDS
 from casemate.fleet.states import Event
-from casemate.fleet.web import bulk, devices, doors, health, inventory, oidc, records, render, setup, welcome
+from casemate.fleet.web import bulk, devices, doors, health, inventory, oidc, records, render, rollouts, setup, welcome
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
 _YEAR: Final = "public, max-age=31536000, immutable"
@@ -68,6 +69,14 @@ def routes() -> list[BaseRoute]:
         action("/approvals/{approval}/cancel", Permission.WIPE, devices.cancel),
         page("/inventory", read, inventory.index),
         page("/health", read, health.show),
+        page("/releases", read, rollouts.show_releases),
+        page("/rollouts", read, rollouts.index),
+        page("/rollouts/{rollout}", read, rollouts.show),
+        action("/rollouts", Permission.ROLLOUT, rollouts.create),
+        *(
+            action(f"/rollouts/{{rollout}}/{event}", permission, functools.partial(rollouts.change, event=event))
+            for event, permission in NEEDS.items()
+        ),
         page("/welcome", read, welcome.show),
         page("/welcome/progress", read, welcome.progress),
         action("/welcome/token", enrol, welcome.make_token),
@@ -121,8 +130,10 @@ async def _changes(visit: Visit) -> AsyncIterator[bytes]:
         async with fleet.store.read() as connection:
             if await sessions.find(connection, cookie, now) is None:
                 break
-        if await reader.poll():
+        if news := await reader.poll():
             yield b"event: change\ndata: {}\n\n"
+            if "" in news:  # of no device: a release or a rollout
+                yield b"event: rollout\ndata: {}\n\n"
         elif (quiet := quiet + 1) % _KEEP_ALIVE == 0:
             yield b":\n\n"
         await asyncio.sleep(LIVE_SECONDS)

@@ -80,3 +80,8 @@ document.addEventListener("click", (event) => {
     dispatchEvent(new Event("themechange"));
   }
 });
+
+// A page that changes by itself waits while somebody is deciding.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.target.querySelector("dialog[open]")) event.detail.shouldSwap = false;
+});

@@ -30,7 +30,7 @@ function draw(figure) {
     legend: { show: false },
     cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
     scales: { y: { range: [0, told.whole ? Math.max(4, Math.ceil(highest * 1.1)) : Math.max(10, highest * 1.15)] } },
-    axes: [{ ...axis, space: 70, values: "{HH}:{mm}", ...days(told.times) },
+    axes: [{ ...axis, space: 70, size: 30, values: "{HH}:{mm}", ...days(told.times) },
       { ...axis, size: 46, incrs: told.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] : undefined }],
     series: [{}, ...looks(figure).map((look, at) => ({ label: labels[at], width: 2, points: { show: false }, spanGaps: false,
       paths: told.steps ? uPlot.paths.stepped({ align: 1 }) : undefined, ...look }))],
