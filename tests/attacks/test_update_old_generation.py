@@ -11,7 +11,10 @@ import shutil
 
 import pytest
 
-from casemate.device.update import shelf
+from casemate.config import Settings
+from casemate.device import generation
+from casemate.device.home import Home
+from casemate.device.update import shelf, traces
 from casemate.errors import CasemateError, PolicyDeniedError, UntrustedDataError
 from support.generations import Device
 
@@ -80,6 +83,31 @@ def test_deleting_every_generation_does_not_bring_back_what_was_there_before_upd
         updated.runs()
     assert updated.update(3, security=2)
     assert updated.runs() == 3
+
+
+def start(updated, left):
+    """Start the device when of all that updates wrote only *left* is there."""
+    (updated.path / "trust.json").write_bytes(b"{}")
+    for name in {*traces.NAMES, "floors.key"} - left:
+        path = updated.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return generation.boot(Home(updated.path.parent), Settings({"update.soak": 1}, {}))
+
+
+def test_control_with_everything_gone_it_starts_as_a_device_that_never_took_updates(updated):
+    assert start(updated, set()) is generation.NOTHING
+
+
+@pytest.mark.parametrize("left", traces.NAMES)
+def test_a_part_that_is_left_does_not_start_as_a_device_that_never_took_updates(updated, left):
+    with pytest.raises(UntrustedDataError) as refused:
+        start(updated, {left})
+    assert refused.value.check == "floors-missing"
+
+
+def test_every_file_that_updates_rest_on_is_a_trace(updated):
+    passing = {"floors.key", "gen.lock", "state.lock"}
+    assert {path.name for path in updated.path.iterdir()} - passing == set(traces.NAMES) - {"trust.json"}
 
 
 def test_nor_by_rolling_back_to_it(updated, tmp_path):

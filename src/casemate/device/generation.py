@@ -16,6 +16,7 @@ from casemate.device import store as containers
 from casemate.device.containers import SUFFIX
 from casemate.device.home import Home
 from casemate.device.ownership import rights_of_owner
+from casemate.device.update import traces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def boot(home: Home, settings: Settings) -> Booted:
         UntrustedDataError: no generation proves itself, or the state or the floors were changed.
 
     """
-    if not any((home.update / name).exists() for name in ("state", "gen", "floors")):
+    if not traces.has_any(home.update):
         return NOTHING
     from casemate.device.update import desk, kinds  # noqa: PLC0415 - only a device that takes updates pays for it
 

@@ -13,7 +13,7 @@ from typing import Final
 from casemate.clock import Clock, SystemClock
 from casemate.config import Settings
 from casemate.device.fleet.direction import FREE, Direction
-from casemate.device.update import trust
+from casemate.device.update import traces, trust
 from casemate.device.update.client import Client
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.device.update.generation import Generation
@@ -152,6 +152,6 @@ def store(
 ) -> GenerationStore:
     """Return the store of generations in *directory*; *containers* names the model containers that are there."""
     floors = FileFloorStore(directory)
-    if not floors.exists and not any((directory / name).exists() for name in ("state", "gen", "trust.json")):
+    if not floors.exists and not traces.has_any(directory):
         floors = _NoFloors(directory)
     return GenerationStore(directory, floors, containers, clock=clock, soak_seconds=settings["update.soak"])

@@ -16,6 +16,7 @@ from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]  # re-
 from tuf.api.serialization import DeserializationError
 
 from casemate.device.home import Owner, write_atomic
+from casemate.device.update import traces
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.device.update.transport import URL_LIMIT, parse_endpoint
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError, UsageError
@@ -99,7 +100,7 @@ def establish(
     except msgspec.ValidationError as error:
         raise UsageError(f"{channel!r} is no channel's name", hint="use a-z, 0-9, '.', '_' and '-'") from error
     store = FileFloorStore(directory, owner)
-    known = store.exists or (directory / _FILE).exists()
+    known = store.exists or traces.has_any(directory)
     old = store.read() if known and not forget_floors else Floors()
     if old.trust != trust.digest:
         clear_cache(directory)

@@ -138,6 +138,18 @@ def test_with_the_floors_gone_the_way_out_is_to_say_so(directory, forge, missing
     client(directory, forge).refresh()
 
 
+@pytest.mark.parametrize("left", ["state", "state.key", "gen"])
+def test_with_trust_and_floors_gone_a_device_that_took_updates_does_not_begin_anew(directory, forge, left):
+    """Security floors would be gone without anybody having said so."""
+    trust.establish(directory, forge.first_root, url=URL)
+    for name in ("trust.json", "floors", "floors.key"):
+        (directory / name).unlink()
+    (directory / left).touch()
+    refused("floors-missing", trust.establish, directory, forge.first_root, url=URL)
+    trust.establish(directory, forge.first_root, url=URL, forget_floors=True)
+    client(directory, forge).refresh()
+
+
 def test_a_cut_between_floors_and_trust_is_mended_by_giving_trust_again(directory, forge):
     FileFloorStore(directory).begin(Floors(trust="9" * 64))
     trust.establish(directory, forge.first_root, url=URL)
