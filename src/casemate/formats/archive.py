@@ -21,6 +21,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 SCHEMA: Final = 1
 HEADER: Final = "casemate-backup.json"
@@ -177,7 +178,7 @@ def parse(data: bytes, kind: type[Document]) -> Document:
     name = HEADER if kind is Header else MANIFEST
     try:
         document = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise refused(f"{name} does not parse: {error}", "archive-format") from error
     if document.schema != SCHEMA:
         raise refused(f"{name} has schema {document.schema}; this casemate reads {SCHEMA}", "archive-format")

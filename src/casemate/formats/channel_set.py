@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, NoReturn
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.manifest import Id, Kind, Name, SecurityVersion, Sha256, Version, target_path
 
 LIMIT: Final = 64 * 1024
@@ -84,7 +85,7 @@ def parse(raw: bytes) -> UntrustedChannelSet:
         _refuse(f"it is larger than {LIMIT >> 10} KiB")
     try:
         value = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(
             f"the channel's set was refused: it is not well-formed: {error}", check="channel-set-form"
         ) from error

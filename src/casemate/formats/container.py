@@ -25,6 +25,7 @@ from casemate.crypto import kdf
 from casemate.crypto.aead import MAX_CHUNKS, PREFIX_BYTES, TAG_BYTES, Algorithm, Stream, TagMismatch
 from casemate.crypto.secret import Secret
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.gguf import GgufFacts
 
 MAGIC: Final = b"\x89CMODEL\n"  # not text, and broken by anything that "repairs" line ends
@@ -244,7 +245,7 @@ def _parse_area(area: bytes) -> SlotArea:
         _refuse("container-slots", f"its slot area claims {length} bytes")
     try:
         found = _area_decoder.decode(memoryview(area)[_AREA_LENGTH.size : _AREA_LENGTH.size + length])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(
             "the container was refused: its slot area is not well-formed",
             check="container-slots",

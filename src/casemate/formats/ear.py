@@ -15,6 +15,7 @@ import msgspec
 
 from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 MAX_LIFE: Final = 900
 LIMIT: Final = 64 * 1024
@@ -143,7 +144,7 @@ def verify(token: str, public: EcPublic, now: float) -> Ear:
         raise UntrustedDataError("the attestation result is not signed by this fleet", check="ear-signature")
     try:
         ear = _decoder.decode(_decode64(parts[1]))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the attestation result is not well-formed: {error}", check="ear-form") from error
     if not 0 < ear.exp - ear.iat <= MAX_LIFE or not ear.iat <= now < ear.exp:
         raise UntrustedDataError("the attestation result has expired", check="ear-expired", hint="attest again")

@@ -20,6 +20,7 @@ import msgspec
 
 from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.envelope import FleetId, Moment, parse, require_signature, seal
 from casemate.formats.tlog import VerifierKey
 
@@ -73,7 +74,6 @@ _ADDRESS: Final = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[1-9
 _encoder: Final = msgspec.json.Encoder(order="sorted")
 _charters: Final = msgspec.json.Decoder(Charter)
 _bundles: Final = msgspec.json.Decoder(Bundle)
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def make_token(secret: bytes, root: bytes) -> str:
@@ -122,7 +122,7 @@ def verify_charter(raw: bytes, root: EcPublic) -> VerifiedCharter:
     require_signature(envelope, CHARTER_TYPE, root)
     try:
         charter = _charters.decode(envelope.payload)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the charter is not well-formed: {error}", check="charter-form") from error
     return VerifiedCharter(charter, VerifierKey.parse(charter.witness))
 
@@ -143,7 +143,7 @@ def parse_bundle(raw: bytes) -> Bundle:
         if len(raw) > BUNDLE_LIMIT:
             raise ValueError("too large")  # noqa: TRY301 - one place turns every fault into the same refusal
         bundle = _bundles.decode(raw)
-    except (*_BROKEN, ValueError) as error:
+    except (*MALFORMED, ValueError) as error:
         raise UntrustedDataError(f"the enrolment bundle is not well-formed: {error}", check="bundle-form") from error
     if not _ADDRESS.match(bundle.devices):
         raise UntrustedDataError("the enrolment bundle names no https address", check="bundle-form")

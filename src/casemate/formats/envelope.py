@@ -31,6 +31,7 @@ from casemate.crypto import signing
 from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.crypto.signing import SigningKey
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.dsse import decode64, encode64, pae
 
 LIMIT: Final = 8 * 1024
@@ -134,7 +135,6 @@ _encoder: Final = msgspec.json.Encoder(order="sorted")
 _envelopes: Final = msgspec.json.Decoder(_Dsse)
 _commands: Final = msgspec.json.Decoder(Command)
 _answers: Final = msgspec.json.Decoder(Answer)
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 # --- envelopes --------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def parse(raw: bytes, payload_type: str, limit: int = LIMIT) -> Envelope:
         raise UntrustedDataError("the envelope is too large", check="envelope-form")
     try:
         found = _envelopes.decode(raw)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"not an envelope: {error}", check="envelope-form") from error
     if found.payload_type != payload_type:
         raise UntrustedDataError("an envelope of another kind", check="envelope-form")
@@ -222,7 +222,7 @@ def verify_command(
 def _read_command(payload: bytes) -> Command:
     try:
         command = _commands.decode(payload)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the command is not well-formed: {error}", check="command-form") from error
     if _encoder.encode(command) != payload:
         raise UntrustedDataError("the command is not canonical", check="command-form")
@@ -255,7 +255,7 @@ def verify_answer(raw: bytes, *, public: EcPublic, device: str, command: bytes) 
     require_signature(envelope, ANSWER_TYPE, public)
     try:
         answer = _answers.decode(envelope.payload)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the answer is not well-formed: {error}", check="answer-form") from error
     if _encoder.encode(answer) != envelope.payload:
         raise UntrustedDataError("the answer is not canonical", check="answer-form")

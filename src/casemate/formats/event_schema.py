@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.event import KINDS, MAX_LABELS, PRINTABLE, TEXT_LIMIT, Event
 
 MAX_EVENT_BYTES: Final = 16 * 1024
@@ -163,5 +164,5 @@ def decode(data: bytes) -> OcsfEvent:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"not an event: {error}", check="event") from error

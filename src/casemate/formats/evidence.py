@@ -25,6 +25,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 STACK_PCR: Final = 14
 LOAD_PCR: Final = 13
@@ -100,7 +101,6 @@ _encoder: Final = msgspec.json.Encoder(order="sorted")
 _events: Final = msgspec.json.Decoder(Event)
 _evidence: Final = msgspec.json.Decoder(UntrustedEvidence)
 _logs: Final = msgspec.json.Decoder(Log)
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def pcr_of(kind: EventKind) -> int:
@@ -149,7 +149,7 @@ def _read_event(content: bytes, pcr: int) -> Event:
     """Read and check an event; devices of a fleet measure the same things, so most were read before."""
     try:
         event = _events.decode(content)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"an event is not one of ours: {error}", check="log-event") from error
     if _encoder.encode(event) != content or pcr_of(event.kind) != pcr:
         raise UntrustedDataError("an event is not in its one spelling, or in another PCR", check="log-event")
@@ -172,7 +172,7 @@ def parse(raw: bytes) -> UntrustedEvidence:
         raise UntrustedDataError("the evidence is too large", check="evidence-form")
     try:
         return _evidence.decode(raw)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the evidence is not well-formed: {error}", check="evidence-form") from error
 
 
@@ -190,7 +190,7 @@ def parse_log(raw: bytes) -> tuple[Record, ...]:
     """
     try:
         return _logs.decode(raw) if len(raw) <= LIMIT else _refuse_log()
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the event log is damaged", check="log-form", hint="restart the machine") from error
 
 

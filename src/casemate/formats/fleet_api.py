@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 MAX_BODY: Final = 1 << 20
 """Bytes of any request body."""
@@ -209,7 +210,7 @@ def problem(body: bytes) -> str:
     """Return in a line what a server's problem document says, fit to be shown; "" when it is not one."""
     try:
         told = msgspec.json.decode(body[:MAX_BODY], type=_Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         return ""
     return "".join(char if char.isprintable() else "?" for char in told.title)[:200]
 
@@ -234,5 +235,5 @@ def parse(body: bytes, kind: type[Message]) -> Message:
         raise UntrustedDataError(f"a body is at most {MAX_BODY} bytes", check="body-size")
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"not a {kind.__name__} message: {error}", check="body-format") from error

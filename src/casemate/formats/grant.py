@@ -15,6 +15,7 @@ from casemate.crypto import hpke
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
 from casemate.errors import NotAuthorisedError, UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 LIMIT: Final = 4096
 CONTENT_KEY_BYTES: Final = 32
@@ -66,7 +67,7 @@ def open_grant(raw: bytes, release: str, private: Secret, public: bytes) -> Secr
         raise UntrustedDataError("the grant is too large", check="grant-form")
     try:
         grant = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the grant is not well-formed: {error}", check="grant-form") from error
     if grant.release != release:
         raise UntrustedDataError("the grant is for another release", check="grant-form", hint="fetch it again")

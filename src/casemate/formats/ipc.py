@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 FRAME_LIMIT: Final = 16 * 1024 * 1024
 _LENGTH = struct.Struct("<I")
@@ -724,9 +725,6 @@ ToVaultProcess = Load | WrapKey | ToVault
 ToSpawner = Spawn | Kill | Fence | ShredKeyfile
 FromSpawner = Spawned | Served | Ended
 
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding can raise: not JSON or not of this link, not UTF-8, nested beyond the interpreter's depth."""
-
 _encoder = msgspec.json.Encoder()
 
 
@@ -771,7 +769,7 @@ class FrameReader:
                 break
             try:
                 out.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end]))
-            except _MALFORMED as error:
+            except MALFORMED as error:
                 raise UntrustedDataError(f"a frame does not fit this link: {error}", check="ipc-frame") from error
             start = end
         if start:

@@ -14,6 +14,7 @@ import msgspec
 from casemate.crypto import aead, kdf
 from casemate.crypto.secret import Secret
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 SCHEMA: Final = 1
 DOCUMENT_LIMIT: Final = 64 * 1024
@@ -111,9 +112,9 @@ def parse(data: bytes) -> Document:
     """
     try:
         if len(data) > DOCUMENT_LIMIT:
-            raise msgspec.DecodeError("it is too large")  # noqa: TRY301 - one place words the refusal
+            raise msgspec.DecodeError("it is too large")
         document = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise _refused(f"keystore.json does not parse ({error})", "keystore-format") from error
     if document.schema != SCHEMA:
         raise _refused(f"keystore.json has schema {document.schema}", "keystore-format")

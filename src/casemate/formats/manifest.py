@@ -21,6 +21,7 @@ import msgspec
 from casemate.crypto.aead import TAG_BYTES
 from casemate.crypto.secret import Secret
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.payload import CHUNK_BYTES, SEALED_CHUNK_BYTES, PayloadCipher, payload_id
 
 LIMIT: Final = 1_000_000
@@ -397,7 +398,7 @@ _T = TypeVar("_T")
 def _decode(decoder: msgspec.json.Decoder[_T], raw: bytes, check: str) -> _T:
     try:
         value = decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(
             f"the manifest was refused: it is not well-formed: {error}", check=f"{check}-form"
         ) from error

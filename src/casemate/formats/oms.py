@@ -18,6 +18,7 @@ from casemate.crypto import x509
 from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.errors import UntrustedDataError
 from casemate.formats import dsse
+from casemate.formats.decoding import MALFORMED
 
 BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -182,7 +183,7 @@ def parse(data: bytes) -> Signature:
         raise UntrustedDataError("the signature bundle is too large", check="oms-bundle")
     try:
         bundle = _bundles.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"not a model signature: {error}", check="oms-bundle") from error
     material, envelope = bundle.verification_material, bundle.dsse_envelope
     if (material.public_key is None) == (material.x509_certificate_chain is None):
@@ -239,7 +240,7 @@ def check_files(signed: Mapping[str, str], found: Mapping[str, str]) -> None:
 def _read_statement(payload: bytes) -> dict[str, str]:
     try:
         body = _statements.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"not a model statement: {error}", check="oms-statement") from error
     how = body.predicate.serialization
     allowed = set(IGNORED)

@@ -17,6 +17,7 @@ import msgspec
 from casemate.crypto.signing import SigningKey
 from casemate.errors import UntrustedDataError
 from casemate.formats import envelope
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.evidence import OWN_PCRS, STACK, Digest, EventKind, PcrIndex, Word
 
 TYPE: Final = "application/vnd.casemate.reference-policy.v1+json"
@@ -86,7 +87,7 @@ def parse_proposal(payload: bytes) -> ReferencePolicy:
     """
     try:
         policy = _decoder.decode(payload) if len(payload) <= LIMIT else _refuse("it is too large")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the policy is not well-formed: {error}", check="policy-form") from error
     if OWN_PCRS & set(policy.pcrs):
         _refuse("it fixes a PCR whose value the event log explains")

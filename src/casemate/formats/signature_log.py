@@ -16,6 +16,7 @@ import msgspec
 from casemate.crypto import x509
 from casemate.errors import UntrustedDataError
 from casemate.formats import oms
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.manifest import SealedPart
 from casemate.formats.tlog import VerifierKey, parse_proof
 
@@ -80,7 +81,7 @@ def verify(signed: SignedRelease, authorities: Sequence[bytes], logs: Sequence[V
     signature = oms.parse(bundle)
     try:
         entry = msgspec.json.decode(signed.entry, type=LogEntry)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the log entry does not parse", check="signature-log") from error
     leaf = signature.chain[0] if signature.chain else b""
     if (entry.schema, entry.signature, entry.certificate) != (SCHEMA, _digest(bundle), _digest(leaf)):
@@ -100,7 +101,7 @@ def verify_part(part: SealedPart, trust: SigningTrust) -> None:
     """
     try:
         signed = msgspec.json.decode(part.signature, type=SignedRelease)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the release is not signed", check="signature-log") from error
     found = {file.path: file.sha256 for file in part.files}
     found |= {MLBOM: part.mlbom_sha256, PROVENANCE: part.provenance_sha256}
@@ -117,7 +118,7 @@ def signed_time(part: SealedPart) -> int:
     try:
         signed = msgspec.json.decode(part.signature, type=SignedRelease)
         return msgspec.json.decode(signed.entry, type=LogEntry).time
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the release is not signed", check="signature-log") from error
 
 
@@ -130,7 +131,7 @@ def parse_trust(raw: bytes) -> SigningTrust:
     """
     try:
         trust = msgspec.json.decode(raw, type=SigningTrust)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the signing trust does not parse", check="signing-trust") from error
     if trust.schema != SCHEMA:
         raise UntrustedDataError(f"the signing trust has schema {trust.schema}", check="signing-trust")

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.guard.classes import CLASSES
 from casemate.guard.grammar import Lexicon, parse_entries
 from casemate.guard.injection import InjectionJudge
@@ -47,7 +48,7 @@ def read_bundle(data: bytes) -> GuardData:
         raise UntrustedDataError("guard bundle is too large", check="guard-bundle-size")
     try:
         bundle = msgspec.json.decode(data, type=Bundle)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"guard bundle: {error}", check="guard-bundle") from None
     if bundle.schema != SCHEMA or len(bundle.lexicons) > LANGUAGE_LIMIT:
         raise UntrustedDataError("guard bundle is of another version", check="guard-bundle")

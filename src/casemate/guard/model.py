@@ -7,13 +7,13 @@ Weights are signed bytes, one per feature of `classes`; a score is their sum tim
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.guard.classes import CLASSES, FEATURES, allowed_signs, feature_classes
 from casemate.guard.features import Facts, Window, mask_features, windows_of
 
@@ -66,7 +66,7 @@ class LinearModel:
         """
         try:
             raw = base64.b64decode(stored.weights, validate=True)
-        except binascii.Error:
+        except ValueError:  # not the alphabet's letters, or not even ASCII
             raise UntrustedDataError("guard weights are not base64", check="guard-weights") from None
         if len(raw) != FEATURES:
             raise UntrustedDataError("guard weights have the wrong size", check="guard-weights")
@@ -118,7 +118,7 @@ def read_model_file(data: bytes) -> ModelFile:
     """
     try:
         stored = msgspec.json.decode(data, type=ModelFile)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"guard model: {error}", check="guard-model") from None
     if stored.schema != SCHEMA or stored.classes != CLASSES or set(stored.sets) != {"user", "document"}:
         raise UntrustedDataError("guard model is of another version", check="guard-model")

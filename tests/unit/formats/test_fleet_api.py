@@ -41,6 +41,7 @@ def test_a_message_comes_back():
         (b'{"state":"ok","agent":"a\\u0000","clock":1}', "body-format"),
         (b'{"state":"ok","agent":"a\\n","clock":1}', "body-format"),
         (b'{"state":"ok","agent":"a","clock":1,"inventory":"' + b"g" * 64 + b'"}', "body-format"),
+        (b'{"state":"ok","agent":"\xff","clock":1}', "body-format"),
         (b" " * (api.MAX_BODY + 1), "body-size"),
     ],
 )

@@ -49,6 +49,9 @@ def test_the_shipped_bundle_loads_and_is_small():
         changed(sets={}),
         changed(sets={"user": 1, "document": 2}),
         changed(extra=1),
+        changed(sets={kind: {**sets, "weights": "\u00e9"} for kind, sets in SHIPPED["sets"].items()}),
+        shipped_bundle().replace(b'"abuse":"', b'"abuse":"\xff'),
+        shipped_bundle().replace(b'"model":{', b'"model":{"x":' + b"[" * 100_000 + b"],"),
         b" " * (BYTE_LIMIT + 1),
     ],
 )

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from casemate.device.gateway.refusals import ApiError, bad_request, too_large, unsupported
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.policy import AppPolicy
 from casemate.guard.conformity import Form
 
@@ -260,7 +261,7 @@ def parse(data: bytes, kind: type[Request], *, drop_extras: bool) -> Request:
         request: Request = (_LOOSE if drop_extras else _STRICT)[kind].decode(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         raise bad_request("the body is not JSON in UTF-8") from None
     if not drop_extras:
         _refuse_extras(request)

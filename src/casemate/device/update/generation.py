@@ -14,6 +14,7 @@ import msgspec
 
 from casemate.errors import UntrustedDataError
 from casemate.formats.channel_set import MEMBER_LIMIT, Member
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.manifest import (
     FILE_LIMIT,
     Bounds,
@@ -139,7 +140,7 @@ def parse(raw: bytes) -> Generation:
     """
     try:
         generation = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the generation's record is not well-formed: {error}", check=_FORM) from error
     kinds = [item.kind for item in generation.items]
     if len(set(kinds)) != len(kinds):

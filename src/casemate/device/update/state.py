@@ -13,6 +13,7 @@ import msgspec
 from casemate.device.update.generation import NUMBER_LIMIT, Generation
 from casemate.device.update.states import WAITING, Event, Phase, step
 from casemate.errors import NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError, UsageError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.manifest import Name, Sha256
 
 TRIES: Final = 3
@@ -284,7 +285,7 @@ def parse(raw: bytes) -> State:
     """
     try:
         state = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the state of updates is not well-formed: {error}", check=_FORM) from error
     if (problem := _inconsistency(state)) is not None:
         raise UntrustedDataError(f"the state of updates contradicts itself: {problem}", check=_FORM)
