@@ -21,7 +21,7 @@ DECISIONS: Final = ("allow", "flag", "block")
 ABUSE: Final = ("mild", "strong", "severe")
 BESIDE: Final = ("system_prompt", "secrets")
 
-_ENTITY = re.compile(r"\*|(?:pii|secret|link):(?:\*|[A-Za-z0-9][A-Za-z0-9_.-]{0,62})\Z")
+_ENTITY = re.compile(r"(?:\*|(?:pii|secret|link):(?:\*|[A-Za-z0-9][A-Za-z0-9_.-]{0,62}))\Z")
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
 
 Actions = Mapping[str, str]
