@@ -33,11 +33,12 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.store import Store, schema, tables
 from casemate.fleet.store.database import sqlite_url
+from casemate.formats.decoding import MALFORMED
 
 FORMAT: Final = 1
 SEQUENCE_GAP: Final = 1_000_000
 _MANIFEST: Final = "manifest.json"
-_FILES: Final = re.compile(r"settings\.json|(ca|keys)/[a-z0-9_-]+\.[a-z]+\Z")
+_FILES: Final = re.compile(r"(settings\.json|(ca|keys)/[a-z0-9_-]+\.[a-z]+)\Z")
 _TABLE: Final = re.compile(r"tables/([a-z_]+)\.jsonl\Z")
 _CHUNK: Final = 500
 _MAX_FILE: Final = 1 << 20
@@ -172,7 +173,7 @@ def _unpack(source: Path, target: Path) -> _Manifest:
                     while piece := held.read(_PIECE):
                         file.write(piece)
                 digests[entry.name] = _digest_of(path)
-    except (tarfile.TarError, EOFError, OSError, msgspec.DecodeError) as error:
+    except (tarfile.TarError, EOFError, OSError, *MALFORMED) as error:
         raise UntrustedDataError(f"{source} is no backup of a fleet: {error}", check="backup-format") from error
     if manifest is None or manifest.format != FORMAT or "settings.json" not in digests:
         raise UntrustedDataError(f"{source} is no whole backup of a fleet", check="backup-format")

@@ -306,10 +306,13 @@ def stray(name, **more):
 def test_a_forged_or_damaged_backup_writes_nothing(tmp_path):
     members = made_backup(tmp_path)
     changed = [(entry, data + b" " if entry.name == "ca/root.pem" else data) for entry, data in members]
+    outside = tmp_path / "evil.pem"
+    through = "settings.json" + "/.." * 40 + str(outside)  # begins like a name that a backup has
     bad = {
         "changed": changed,
         "short": members[:-1],
         "climbs": [stray("../../evil.pem"), *members],
+        "through": [stray(through), *members],
         "absolute": [stray("/etc/evil.pem"), *members],
         "link": [stray("ca/evil.pem", type=tarfile.SYMTYPE, linkname="/etc/passwd"), *members],
         "twice": [members[0], *members],
@@ -319,7 +322,7 @@ def test_a_forged_or_damaged_backup_writes_nothing(tmp_path):
         home = FleetHome(tmp_path / f"restored-{name}")
         with pytest.raises(UntrustedDataError):
             asyncio.run(backup.restore(rewritten(tmp_path / name, content), home, Clock(), None, "test"))
-        assert not home.path.exists(), name
+        assert not home.path.exists() and not outside.exists(), name
     (tmp_path / "noise").write_bytes(b"x" * 99)
     with pytest.raises(UntrustedDataError):
         asyncio.run(backup.restore(tmp_path / "noise", FleetHome(tmp_path / "n"), Clock(), None, "test"))
