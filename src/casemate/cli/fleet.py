@@ -103,6 +103,7 @@ def command() -> None:
 @command.command()
 @dir_option
 @click.option("--database", metavar="URL", help="postgresql://... instead of SQLite in the directory; remembered.")
+@click.option("--bus", metavar="URL", help="nats://...: NATS between many servers and the database; remembered.")
 @click.option("--listen-people", "people", default="127.0.0.1:8443", show_default=True, metavar="H:P")
 @click.option("--listen-devices", "devices", default="127.0.0.1:8444", show_default=True, metavar="H:P")
 @click.option("--listen-enrol", "enrol", default="127.0.0.1:8445", show_default=True, metavar="H:P")
@@ -140,6 +141,7 @@ def serve(
         devices=_address(given["devices"]),
         enrol=_address(given["enrol"]),
         database=given["database"],
+        bus=given["bus"],
         devices_url=given["devices_url"],
         enrol_url=given["enrol_url"],
         people_url=given["people_url"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from casemate.clock import Clock
 from casemate.fleet import pki
@@ -13,6 +13,7 @@ from casemate.fleet.admission import Addresses, Load
 from casemate.fleet.audit import AuditLog
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.identity import Directory
+from casemate.fleet.ingest import DatabaseSink
 from casemate.fleet.leader import Leader
 from casemate.fleet.metrics import Metrics
 from casemate.fleet.pki import Authority
@@ -20,6 +21,9 @@ from casemate.fleet.seen import WriteBehind
 from casemate.fleet.shared_clock import FleetClock
 from casemate.fleet.store import Store
 from casemate.fleet.wake import Hub
+
+if TYPE_CHECKING:
+    from casemate.fleet.bus import Bus
 
 GUESSES: Final = 20.0
 """Wrong tokens an address may send at once: many devices can stand behind one."""
@@ -58,6 +62,7 @@ class Fleet:
     devices_url: str = ""
     """Where devices connect; known when the listeners are bound."""
     served: Served = Served()
+    bus: Bus | None = None
     leaving: bool = False
     """This server is about to stop: a load balancer should ask another."""
     directs: bool = False
@@ -77,6 +82,8 @@ class Fleet:
         store = Store(database or settings.database)
         metrics = Metrics()
         shared = FleetClock(clock, store)
+        direct = DatabaseSink(store)
+        bus = _bus(home, settings, direct, shared, metrics) if settings.bus else None
         return cls(
             home=home,
             settings=settings,
@@ -85,10 +92,18 @@ class Fleet:
             authority=pki.load(home, shared),
             audit=AuditLog(settings.fleet, home.signing_key("audit")),
             directory=Directory(store, shared),
-            seen=WriteBehind(store, metrics),
+            seen=WriteBehind(bus or direct, metrics),
             hub=Hub(),
             metrics=metrics,
+            bus=bus,
             leader=Leader(store),
             load=Load(random.random),
             guesses=Addresses(rate=GUESSES_PER_SECOND, burst=GUESSES),
         )
+
+
+def _bus(home: FleetHome, settings: Settings, sink: DatabaseSink, clock: FleetClock, metrics: Metrics) -> Bus:
+    from casemate.fleet.bus import Bus  # noqa: PLC0415 - NATS's client, which most fleets never need
+
+    key = home.signing_key("audit").derive("casemate fleet bus 1").reveal()
+    return Bus(settings.bus, fleet=settings.fleet, key=key, sink=sink, clock=clock, metrics=metrics)

@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhook: str = ""
     """Where alerts are posted; empty: nowhere."""
     oidc: OidcSettings | None = None
+    bus: str = ""
+    """nats://...: where check-ins are buffered and servers tell each other of changes; empty: nowhere."""
     schema: int = 1
 
 

@@ -23,6 +23,7 @@ class Metrics:
             "lost_samples", "Check-ins whose health could not be kept: the database was away"
         )
         self.flushes = self._counter("flushes", "Batches written behind check-ins", "outcome")
+        self.batches = self._counter("batches", "Batches of check-ins over the bus, by what became of them", "outcome")
         self.issued = self._counter("certificates_issued", "Device certificates issued", "way")
         self.commands = self._counter("commands", "Commands by what became of them", "verb", "outcome")
         self.usage_reports = self._counter("usage_reports", "Usage reports by what became of them", "outcome")

@@ -10,11 +10,9 @@ import dataclasses
 import time
 from typing import Any, Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from casemate.errors import BusyError
+from casemate.fleet.ingest import Sink
 from casemate.fleet.metrics import Metrics
-from casemate.fleet.store import Store
 from casemate.formats.fleet_api import CheckIn, Health
 
 FLUSH_SECONDS: Final = 0.5
@@ -22,7 +20,6 @@ MAX_WAITING: Final = 200_000
 """Devices whose check-in waits for the database; more are told to come back."""
 BUCKET: Final = 300
 ROLLUPS_KEPT: Final = 30 * 86400.0
-_CHUNK: Final = 5_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,9 +55,9 @@ class _Rollup:
 class WriteBehind:
     """One per process; a supervised task calls `flush` every `FLUSH_SECONDS`."""
 
-    def __init__(self, store: Store, metrics: Metrics, *, limit: int = MAX_WAITING) -> None:
-        """Write to *store*."""
-        self._store = store
+    def __init__(self, sink: Sink, metrics: Metrics, *, limit: int = MAX_WAITING) -> None:
+        """Hand batches to *sink*."""
+        self.sink = sink
         self._metrics = metrics
         self._limit = limit
         self._seen: dict[str, _Seen] = {}
@@ -94,7 +91,7 @@ class WriteBehind:
         return len(self._seen)
 
     async def flush(self) -> int:
-        """Write what waits; returns for how many devices. On failure nothing is lost and it is tried again.
+        """Hand on what waits; returns for how many devices. On failure nothing is lost and it is tried again.
 
         Raises:
             OperationError: the database did not take it.
@@ -106,11 +103,10 @@ class WriteBehind:
         rollups, self._rollups = self._rollups, {}
         started = time.perf_counter()
         try:
-            async with self._store.write() as connection:
-                if self._store.is_postgresql:  # also begins the transaction that the raw statements below join
-                    await connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-                await self._write(connection, _SEEN, [(key, *_row(seen[key])) for key in sorted(seen)])
-                await self._write(connection, _HEALTH, [(*key, *_row(rollups[key])) for key in sorted(rollups)])
+            await self.sink.take(
+                [(key, *_row(seen[key])) for key in sorted(seen)],
+                [(*key, *_row(rollups[key])) for key in sorted(rollups)],
+            )
         except BaseException:
             self._restore(seen, rollups)
             self._metrics.flushes.labels("failed").inc()
@@ -125,17 +121,6 @@ class WriteBehind:
             older = rollups.get(key)
             rollups[key] = newer if older is None else _merged(older, newer)
         self._rollups = rollups
-
-    async def _write(self, connection: AsyncConnection, target: _Target, rows: list[tuple[Any, ...]]) -> None:
-        """Write *rows* in few statements: sorted, so two processes that write at once cannot deadlock."""
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            if self._store.is_postgresql:
-                raw = await connection.get_raw_connection()
-                columns = list(zip(*chunk, strict=True))
-                await raw.driver_connection.execute(target.postgresql, *columns)  # type: ignore[union-attr]
-            else:
-                await connection.exec_driver_sql(target.sqlite, chunk)
 
 
 def _row(record: _Seen | _Rollup) -> tuple[Any, ...]:
@@ -152,62 +137,3 @@ def _merged(older: _Rollup, newer: _Rollup) -> _Rollup:
         older.refusals + newer.refusals,
         older.faults + newer.faults,
     )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Target:
-    """An upsert of many rows, in each database's quickest form."""
-
-    sqlite: str
-    postgresql: str
-
-
-def _target(table: str, keys: dict[str, str], columns: dict[str, tuple[str, str]]) -> _Target:
-    """Build the upsert; *columns* maps a name to its PostgreSQL type and how an existing value takes a new one."""
-    names = [*keys, *columns]
-    greatest = {"sqlite": "max", "postgresql": "greatest"}
-    texts = {}
-    for dialect, function in greatest.items():
-        changes = ", ".join(
-            f"{name} = " + how.format(old=f"{table}.{name}", new=f"excluded.{name}", greatest=function)
-            for name, (_, how) in columns.items()
-        )
-        tail = f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
-        types = [*keys.values(), *(kind for kind, _ in columns.values())]
-        if dialect == "sqlite":
-            source = f"VALUES ({', '.join('?' * len(names))})"
-        else:
-            arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, 1))
-            source = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - names and types are ours, values are parameters
-        texts[dialect] = f"INSERT INTO {table} ({', '.join(names)}) {source} {tail}"
-    return _Target(**texts)
-
-
-_SET: Final = "{new}"
-_MAX: Final = "{greatest}({old}, {new})"
-_SUM: Final = "{old} + {new}"
-_SEEN: Final = _target(
-    "device_seen",
-    {"device_id": "text"},
-    {
-        "last_seen": ("float8", _SET),
-        "state": ("text", _SET),
-        "agent": ("text", _SET),
-        "generation": ("text", _SET),
-        "clock_skew": ("float8", _SET),
-        "sequence": ("bigint", _SET),
-    },
-)
-_HEALTH: Final = _target(
-    "health_rollup",
-    {"device_id": "text", "bucket": "bigint"},
-    {
-        "samples": ("int", _SUM),
-        "temperature_max": ("float8", _MAX),
-        "memory_max": ("bigint", _MAX),
-        "load_max": ("float8", _MAX),
-        "requests": ("bigint", _SUM),
-        "refusals": ("bigint", _SUM),
-        "integrity_failures": ("bigint", _SUM),
-    },
-)

@@ -46,6 +46,7 @@ class Options:
     devices: str = "127.0.0.1:0"
     enrol: str = "127.0.0.1:0"
     database: str | None = None
+    bus: str | None = None
     names: tuple[str, ...] = ()
     devices_url: str | None = None
     enrol_url: str | None = None
@@ -85,6 +86,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         settings = Settings(
             fleet=fleet,
             database=database,
+            bus=options.bus or "",
             names=options.names,
             devices_url=options.devices_url or "",
             enrol_url=options.enrol_url or "",
@@ -130,6 +132,7 @@ def _changed(settings: Settings, options: Options) -> Settings:
     """Return the settings with what the command line gave this time."""
     given = {
         "database": options.database,
+        "bus": options.bus,
         "names": options.names or None,
         "devices_url": options.devices_url,
         "enrol_url": options.enrol_url,
@@ -166,6 +169,8 @@ async def serve(
     servers = {name: _listener(name, sock, fleet, commander, options) for name, sock in sockets.items()}
     running = [asyncio.create_task(server.serve(), name=name) for name, server in servers.items()]
     running.append(asyncio.create_task(upkeep.ears(fleet).run(stopping), name="hear"))
+    if fleet.bus is not None:
+        running.append(asyncio.create_task(fleet.bus.run(stopping), name="bus"))
     running += [
         asyncio.create_task(upkeep.run(fleet, task, stopping), name=task.name)
         for task in upkeep.tasks(fleet, commander)
@@ -196,6 +201,8 @@ async def _leave(
     await fleet.leader.resign()
     with contextlib.suppress(Exception):  # what could not be written comes again with the next check-ins
         await fleet.seen.flush()
+    if fleet.bus is not None:
+        await fleet.bus.close()
     await fleet.store.close()
 
 

@@ -11,9 +11,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, bulk, changes, commands, inventory, trend, webhook
+from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, trend, webhook
 from casemate.fleet.api import once
-from casemate.fleet.changes import Ears, Notices
+from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import releases, steward
@@ -86,7 +86,11 @@ def ears(fleet: Fleet) -> Ears:
             fleet.directory.forget(device)
             fleet.hub.wake(device)
 
-    return Ears(fleet.store, tell, (Notices(fleet.store),) if fleet.store.is_postgresql else ())
+    lines: list[Nudges] = [Notices(fleet.store)] if fleet.store.is_postgresql else []
+    if fleet.bus is not None:
+        lines.append(fleet.bus)
+        fleet.store.when_changed(fleet.bus.nudge)
+    return Ears(fleet.store, tell, tuple(lines))
 
 
 async def run(fleet: Fleet, task: Task, stopping: asyncio.Event) -> None:
@@ -133,6 +137,7 @@ async def _prune(fleet: Fleet) -> None:
         await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
         await connection.execute(sa.delete(session).where(session.c.expires < now))
         await inventory.prune(connection)
+        await ingest.prune(connection, now)
         await once.prune(connection, now)
         await trend.prune(connection, now)
         await reports.prune(connection, now)
