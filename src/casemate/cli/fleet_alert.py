@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from casemate.cli import fleet_email
 from casemate.cli.fleet import dir_option, on_console
 from casemate.cli.output import emit, json_option, say, table
 
@@ -30,6 +31,9 @@ def list_alerts(*, everything: bool, directory: Path | None, as_json: bool) -> N
     ]
     header = ("ALERT", "KIND", "ASSET", "OPENED", "CLOSED", "WHAT")
     emit({"alerts": found}, as_json=as_json, text=lambda: table(rows, header))
+
+
+command.add_command(fleet_email.command)
 
 
 @command.command()

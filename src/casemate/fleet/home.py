@@ -8,6 +8,7 @@ keys/              commands.key  signs commands: only the people's side opens it
                    director.key  signs what each device shall take: online, and able to choose no more than what
                                  release keys signed
                    ear.key       signs attestation results
+                   mail.key      the password of the mail server's user
                    oidc.key      the secret we share with the sign-in provider
 tls/               the listeners' certificate and key
 """
@@ -44,6 +45,17 @@ class OidcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     has_secret: bool = False
 
 
+class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mail server, and whom mail is from. With a user there is a password among the keys."""
+
+    host: str
+    port: int
+    tls: str
+    """starttls | tls | none"""
+    sender: str
+    user: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the server must remember between two starts."""
 
@@ -61,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     oidc: OidcSettings | None = None
     bus: str = ""
     """nats://...: where check-ins are buffered and servers tell each other of changes; empty: nowhere."""
+    mail: MailSettings | None = None
     schema: int = 1
 
 
@@ -76,6 +89,7 @@ class FleetHome:
         self.charter = self.ca / "charter.json"
         self.root = self.ca / "root.pem"
         self.webhook_key = self.keys / "webhook.key"
+        self.mail_key = self.keys / "mail.key"
         self.oidc_key = self.keys / "oidc.key"
         self.settings_file = self.path / _SETTINGS
 

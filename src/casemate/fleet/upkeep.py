@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, trend, webhook
+from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, mail, trend, webhook
 from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
@@ -71,6 +71,8 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
             Task("alerts", SWEEP_SECONDS, lambda: alerts.sweep(fleet), alone=True),
             Task("sample", trend.SAMPLE_SECONDS, lambda: trend.sample(fleet), alone=True),
             Task("bulk", BULK_SECONDS, lambda: bulk.sweep(fleet, signer), alone=True),
+            Task("letters", SWEEP_SECONDS, lambda: mail.gather(fleet), alone=True),
+            Task("mail", WEBHOOK_SECONDS, lambda: mail.deliver(fleet)),
             Task("webhook", WEBHOOK_SECONDS, lambda: webhook.deliver(fleet)),
             Task("rollouts", steward.LOOK_SECONDS, lambda: steward.look(fleet), alone=True),
             Task("releases", releases.REFRESH_SECONDS, lambda: releases.refresh(fleet), alone=True),
@@ -139,5 +141,6 @@ async def _prune(fleet: Fleet) -> None:
         await inventory.prune(connection)
         await ingest.prune(connection, now)
         await once.prune(connection, now)
+        await mail.prune(connection, now)
         await trend.prune(connection, now)
         await reports.prune(connection, now)

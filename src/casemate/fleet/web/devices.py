@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
-from casemate.fleet import approvals, devices, listing, packages
+from casemate.fleet import approvals, devices, listing, mail, packages
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.devices import Change
@@ -182,9 +182,10 @@ async def ask_wipe(visit: Visit) -> Response:
         row = await devices.find(connection, visit.request.path_params["device"])
         if visit.field("confirm", 128) != row.asset:
             raise UsageError(f"that is not the asset tag of this device, which is {row.asset}")
-        await approvals.ask(
-            connection, visit.site.fleet.audit, approvals.Wish("wipe", row.id, row.asset), visit.who, visit.now
-        )
+        wish = approvals.Wish("wipe", row.id, row.asset)
+        known = await approvals.ask(connection, visit.site.fleet.audit, wish, visit.who, visit.now)
+        letter = mail.of_wipe(known, row.asset, visit.who.name, f"{visit.site.party.origin}/devices/{row.id}")
+        await mail.tell_holders(connection, visit.site.fleet, letter, Permission.WIPE)
     return RedirectResponse(f"/devices/{row.id}", 303)
 
 
