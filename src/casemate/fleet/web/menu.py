@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
@@ -81,7 +82,17 @@ async def _waiting(visit: Visit) -> dict[str, int]:
     stopped = sa.select(sa.func.count()).where(rollout_tables.rollout.c.state.in_(records.FOR_A_PERSON))
     async with visit.site.fleet.store.read() as connection:
         return {
+            "/": await _for_me(visit, connection),
             "/rollouts": (await connection.execute(stopped)).scalar_one(),
             "/alerts": (await connection.execute(alerts)).scalar_one(),
             "/enrolment": (await connection.execute(pending)).scalar_one(),
         }
+
+
+async def _for_me(visit: Visit, connection: AsyncConnection) -> int:
+    """Return how many approvals of others wait for this person."""
+    if not roles.allowed(visit.who.role, Permission.WIPE):
+        return 0
+    approval = tables.approval.c
+    others = sa.and_(approval.state == "asked", approval.expires > visit.now, approval.asked_by != visit.who.id)
+    return int((await connection.execute(sa.select(sa.func.count()).where(others))).scalar_one())
