@@ -7,7 +7,6 @@ value (case, spaces and dashes between digits) do not change its tag.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from typing import Final
@@ -37,7 +36,7 @@ class Placeholders:
         plain = value.casefold()
         plain = _SEPARATORS.sub("", plain) or plain
         message = f"{name}\0{plain}".encode(errors="surrogatepass")
-        tag = hmac.new(self._key, message, hashlib.sha256).hexdigest()[:TAG_LENGTH]
+        tag = hmac.digest(self._key, message, "sha256").hex()[:TAG_LENGTH]
         return f"[{name}_{tag}]"
 
 

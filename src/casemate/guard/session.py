@@ -68,8 +68,8 @@ class Session:
         if is_idle(self.tail, folded):
             return [Piece(0, len(folded), "", None)]
         pieces = [*_split_placeholders(folded)]
-        for _ in range(MAX_ROUNDS):
-            pieces, changed = self._round(folded, pieces)
+        for number in range(MAX_ROUNDS):
+            pieces, changed = self._round(folded, pieces, busy=number == 0 and len(pieces) == 1)
             if not changed:
                 break
         return pieces
@@ -91,19 +91,21 @@ class Session:
         shown = "".join(p.mark if p.mark is not None else folded[p.start : p.end] for p in pieces)
         self.tail = (self.tail + shown)[-CONTEXT:]
 
-    def _round(self, folded: str, pieces: list[Piece]) -> tuple[list[Piece], bool]:
+    def _round(self, folded: str, pieces: list[Piece], *, busy: bool) -> tuple[list[Piece], bool]:
+        """Look at every piece once; *busy*: it is known that something may be found."""
         tail = self.tail
         after: list[Piece] = []
         changed = False
         for piece in pieces:
-            if not piece.special and not is_idle(tail, folded[piece.start : piece.end]):
-                found = self._find(tail, folded[piece.start : piece.end])
+            text = folded[piece.start : piece.end]
+            if not piece.special and (busy or not is_idle(tail, text)):
+                found = self._find(tail, text)
                 parts = self._cut(folded, piece, found)
                 changed = changed or len(parts) > 1 or parts[0].special
                 after.extend(parts)
             else:
                 after.append(piece)
-            tail = (tail + (piece.mark or folded[piece.start : piece.end]))[-CONTEXT:]
+            tail = (tail + (piece.mark or text))[-CONTEXT:]
         return after, changed
 
     def _find(self, tail: str, text: str) -> list[Found]:
@@ -143,6 +145,12 @@ class Session:
 
 
 def _split_placeholders(folded: str) -> Iterable[Piece]:
+    if "[" not in folded:
+        return (Piece(0, len(folded), "", None),)
+    return _around_placeholders(folded)
+
+
+def _around_placeholders(folded: str) -> Iterable[Piece]:
     at = 0
     for match in PLACEHOLDER.finditer(folded):
         if match.start() > at:

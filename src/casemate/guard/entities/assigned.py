@@ -117,6 +117,9 @@ def find_assigned(window: Window) -> Iterator[Found]:
     operators = [*_OPERATOR.finditer(text, max(0, base - _OPERATOR_REACH))]
     if not operators or operators[-1].end() < base:
         return
+    first = next(operator.end() for operator in operators if operator.end() >= base)
+    if len(text) - first < _SHORTEST and len(operators) <= _MOST:
+        return  # nothing long enough stands after any of them
     telling = _telling_words(text, max(0, base - NAME_REACH - _OPERATOR_REACH))
     if not telling:
         return

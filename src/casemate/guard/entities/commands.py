@@ -74,12 +74,15 @@ def find_in_commands(window: Window) -> Iterator[Found]:
     text, base = window.text, window.base
     near = text[max(0, base - _NEAR) :].lower()
     wide = text[max(0, base - _WIDE) :].lower()
-    for row in ROWS:
-        if row.sign not in near or (row.words and not any(word in wide for word in row.words)):
+    for sign, rows in _BY_SIGN:
+        if sign not in near:
             continue
-        for match in row.pattern.finditer(text, max(0, base - row.reach)):
-            if match.start(1) >= base and row.check(match[1]) and _stands_after(row.after, text, match.start()):
-                yield Found(*match.span(1), f"secret:{row.kind}", GENERIC)
+        for row in rows:
+            if row.words and not any(word in wide for word in row.words):
+                continue
+            for match in row.pattern.finditer(text, max(0, base - row.reach)):
+                if match.start(1) >= base and row.check(match[1]) and _stands_after(row.after, text, match.start()):
+                    yield Found(*match.span(1), f"secret:{row.kind}", GENERIC)
 
 
 def _stands_after(what: re.Pattern[str] | None, text: str, at: int) -> bool:
@@ -142,3 +145,4 @@ ROWS: Final = (
     Row("jwk-private-key", '"d"', _JWK, 16, _is_private_number),
 )
 COMMAND_SIGNS: Final = tuple(sorted({row.sign for row in ROWS}))
+_BY_SIGN: Final = tuple((sign, tuple(row for row in ROWS if row.sign == sign)) for sign in COMMAND_SIGNS)

@@ -82,7 +82,8 @@ GATED: Final[tuple[tuple[Gate, Detector], ...]] = (
     (_may_hold_bank, find_swift),
 )
 _SHORTEST_PHRASE: Final = 40
-_LONG_RUN = re.compile(r"[A-Za-z0-9_\-+/=.~:%$]{13}")
+_LONG: Final = 13
+_LONG_RUN = re.compile(rf"[A-Za-z0-9_\-+/=.~:%$]{{{_LONG}}}")
 _PLAIN = re.compile(
     r"\s{0,4}[(*_]{0,2}[A-Za-z\u00c0-\u024f]{0,14}(?:'[A-Za-z]{1,3})?[.,;!?)*]{0,3}[:=]?\s{0,4}"
     rf"|\s{{0,4}}[{UNSPACED}]{{1,8}}\s{{0,4}}"
@@ -161,7 +162,7 @@ def find_all(window: Window) -> list[Found]:
     if window.digits:
         for detector in WITH_DIGITS:
             found.extend(detector(window))
-    if _LONG_RUN.search(text, base):
+    if len(segment) >= _LONG and _LONG_RUN.search(segment):
         for detector in WITH_LONG_RUN:
             found.extend(detector(window))
     return found
