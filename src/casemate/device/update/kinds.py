@@ -23,6 +23,8 @@ from casemate.ids import parse_name
 GUARD_FILE: Final = "guard.json"
 GUARD_LIMIT: Final = 8 * 1024 * 1024
 APP_LIMIT: Final = 1000
+APPS_LIMIT: Final = 2 * 1024 * 1024
+"""Bytes of all apps' policies: with the guard's data they go to the gateway in one frame."""
 NOT_INSTALLED: Final = {
     "engine": "the engine comes with casemate itself",
     "os": "write its bundle to a slot with the host's own updater",
@@ -57,9 +59,11 @@ def read_policy(generation: Generation | None, directory: Path) -> Policy:
             guard = read_bounded(path, GUARD_LIMIT)
             Guard.from_bytes(guard)
         elif path.suffix == ".toml":
-            apps[_app(path)] = _text(path)
-    if len(apps) > APP_LIMIT:
-        raise UntrustedDataError(f"it has policies for more than {APP_LIMIT} apps", check="policy-form")
+            if (app := _app(path)) in apps:
+                raise UntrustedDataError(f"it has two policies for the app {app}", check="policy-form")
+            apps[app] = _text(path)
+    if len(apps) > APP_LIMIT or sum(len(text.encode()) for text in apps.values()) > APPS_LIMIT:
+        raise UntrustedDataError(f"its policies are for more than {APP_LIMIT} apps, or too large", check="policy-form")
     return Policy(apps, guard)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from casemate.device.update import kinds, unpack
 from casemate.device.update.generation import Generation, Item
 from casemate.errors import HostError, UntrustedDataError
+from casemate.formats import ipc
 from casemate.formats.manifest import Base, File, Plan, SealedPart, Step
 from casemate.guard.bundle import shipped_bundle
 from support.generations import digest
@@ -44,13 +46,24 @@ def test_a_policy_is_read_by_app_with_the_guards_data(tmp_path: Path) -> None:
         ({"kitchen.toml": b"schema = 1\nno_such_key = 2\n"}, "policy-form"),
         ({"kitchen.toml": b"\xff\xfe"}, "policy-form"),
         ({"Kitchen!.toml": GOOD}, "policy-form"),
+        ({"kitchen.toml": GOOD, "old/kitchen.toml": GOOD}, "policy-form"),
+        ({f"app{number}.toml": b"#" + b"x" * 60_000 for number in range(36)}, "policy-form"),
         ({"guard.json": b"{}"}, "guard-bundle"),
+        ({"guard.json": b'{"schema":1,"lexicons":{},"abuse":"\xff","model":{}}'}, "guard-bundle"),
     ],
 )
 def test_a_signed_policy_that_is_none_is_refused(tmp_path: Path, files: dict[str, bytes], check: str) -> None:
     with pytest.raises(UntrustedDataError) as caught:
         kinds.read_policy(with_policy(tmp_path, files), tmp_path)
     assert caught.value.check == check
+
+
+def test_the_largest_policy_that_is_taken_fits_the_frame_it_travels_in() -> None:
+    apps = {f"app{number}": '"' * (kinds.APPS_LIMIT // kinds.APP_LIMIT) for number in range(kinds.APP_LIMIT)}
+    guard = bytes(kinds.GUARD_LIMIT)
+    args = {"apps": apps, "guard": base64.b64encode(guard).decode()}
+    for message in (ipc.TakePolicy(apps, guard), ipc.Ask("policy", args)):
+        assert len(ipc.encode(message)) <= ipc.FRAME_LIMIT
 
 
 def test_a_release_for_another_runtime_is_refused() -> None:
