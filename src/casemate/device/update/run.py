@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,7 +13,7 @@ from casemate.device.update.desk import Desk
 from casemate.device.update.imports import TarSource
 from casemate.device.update.state import TRIES
 from casemate.device.update.states import Phase
-from casemate.errors import CasemateError, NotFoundError, OperationError
+from casemate.errors import NotFoundError, OperationError
 
 Result = dict[str, Any]
 
@@ -92,13 +90,13 @@ def _obtained(desk: Desk, found: obtain.Obtained | None) -> Result:
 
 
 def plan(desk: Desk) -> Result:
-    """Say what `apply` would do, changing nothing."""
+    """Say what `apply` would do, doing none of it."""
     state = desk.store.state()
     if state.phase in {Phase.ARMED, Phase.TRIAL}:
         return {"would": "try", "generation": state.trial, "bytes": 0}
     if state.phase is Phase.STAGED:
         return {"would": "switch", "generation": state.pending, "bytes": 0}
-    with desk.server() as source:
+    with desk.alone(), desk.server() as source:
         found = obtain.check(desk, source)
     would = "fetch and switch" if found.available else "nothing"
     return {"would": would, "generation": state.next if found.available else state.good, "bytes": found.bytes}
@@ -178,25 +176,16 @@ def say_where_it_stands(desk: Desk) -> None:
 
 def tick(desk: Desk) -> Result:
     """Do everything a device does by itself, in this order: settle, check, fetch, apply."""
-    failed: CasemateError | None = None
-    with _kept(desk) as errors:
+    failed: OperationError | None = None
+    try:
         settle(desk)
-    failed = errors[0] if errors else None
+    except OperationError as error:  # the trial failed; what comes next may be its repair
+        desk.say(error.message)
+        failed = error
     done = apply(desk)
     if failed:
         raise failed
     return done
-
-
-@contextlib.contextmanager
-def _kept(desk: Desk) -> Iterator[list[CasemateError]]:
-    """Go on after an error that is told later."""
-    errors: list[CasemateError] = []
-    try:
-        yield errors
-    except OperationError as error:
-        desk.say(error.message)
-        errors.append(error)
 
 
 def _builtins(value: msgspec.Struct) -> Result:

@@ -9,9 +9,9 @@ import pytest
 
 from casemate.device.admin import NoAnswerError
 from casemate.device.update import desk as desks
-from casemate.device.update import health, trial
+from casemate.device.update import health, run, trial
 from casemate.device.update.floors import FileFloorStore, Floors
-from casemate.errors import OperationError, UntrustedDataError
+from casemate.errors import BusyError, OperationError, UntrustedDataError
 from support.generations import Hand, generation
 
 SETTINGS = {"update.soak": 1000, "engine.load_deadline": 0.01, "engine.deadline": 1}
@@ -73,6 +73,14 @@ def staged(root: Path, device: Device) -> desks.Desk:
     desk.store.stage(record, files)
     device.state = lambda: str(desk.store.state().phase)
     return desk
+
+
+def test_a_dry_run_is_one_at_a_time_too(tmp_path: Path) -> None:
+    """It reads the repository, and one process at a time may raise floors and replace the cache."""
+    settings: Any = SETTINGS
+    desk = desks.Desk(tmp_path, settings, Device(), recipient="")  # type: ignore[arg-type]
+    with desk.alone(), pytest.raises(BusyError):
+        run.plan(desk)
 
 
 def test_a_good_generation_is_kept_and_recorded(tmp_path: Path) -> None:
