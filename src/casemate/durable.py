@@ -47,7 +47,7 @@ def replace(
         raise
 
 
-def write_all(fd: int, data: bytes | memoryview) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
     """Write all of *data*: one `write` may take less.
 
     Raises:

@@ -7,7 +7,6 @@ cannot overwrite a model that is there.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,7 +17,7 @@ from casemate.clock import Clock
 from casemate.crypto.secret import Secret
 from casemate.device import containers, store
 from casemate.device.home import Home
-from casemate.durable import sync_directory
+from casemate.durable import sync_directory, write_all
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event, grant, ipc
 from casemate.formats import manifest as fmt
@@ -70,7 +69,7 @@ class Releases:
         source, target = fds
         try:
             for piece in open_stream(source, payload, PayloadCipher(key, manifest.release, payload.id), tick):
-                _write(target, piece)
+                write_all(target, piece)
         except OSError as error:
             raise OperationError(f"cannot write the payload: {error.strerror}", hint="free space") from error
         return ipc.PayloadOpened(request.id, payload.bytes)
@@ -134,9 +133,3 @@ def _job(request: ipc.Transcode, manifest: Manifest, part: fmt.SealedPart, now: 
             return Job(request.model, request.base, file, step, skip, part.licence, manifest.security_version, now)
         skip += step.bytes
     raise UntrustedDataError("the release has no such file", check="release-file", hint="this is a bug")
-
-
-def _write(fd: int, data: bytearray) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        view = view[os.write(fd, view) :]

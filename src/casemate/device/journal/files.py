@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from casemate.durable import sync_directory
+from casemate.durable import sync_directory, write_all
 from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 
 PUBLIC: Final = 0o644
@@ -183,13 +183,6 @@ class LogFiles:
             yield
         finally:
             os.close(fd)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write every byte (a full disk can take a part first)."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _read_error(path: Path, error: OSError) -> OperationError:

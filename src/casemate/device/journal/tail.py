@@ -19,7 +19,8 @@ from typing import Final
 
 from casemate.crypto import kdf
 from casemate.crypto.secret import Secret
-from casemate.device.journal.files import PRIVATE, LogFiles, write_all, write_error
+from casemate.device.journal.files import PRIVATE, LogFiles, write_error
+from casemate.durable import write_all
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import tlog
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from casemate.device.home import Owner
 from casemate.device.update.generation import RECORD, Generation
-from casemate.durable import sync_directory
+from casemate.durable import sync_directory, write_all
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats.manifest import File
 
@@ -167,9 +167,7 @@ def _write_whole(path: Path, pieces: Iterable[bytes], owner: Owner | None) -> No
         if owner:
             os.fchown(fd, owner.uid, owner.gid)
         for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, piece)
         os.fsync(fd)
     finally:
         os.close(fd)
