@@ -18,7 +18,6 @@ from typing import Final
 
 import msgspec
 
-from casemate.device.home import Owner
 from casemate.device.update.pacer import Pacer
 from casemate.device.update.source import Source, ignore
 from casemate.durable import sync_directory
@@ -91,7 +90,6 @@ class Terms:
     watch: Watch | None = None
     room: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     tell: Tell = quiet
-    owner: Owner | None = None
 
 
 def require_space(needs: Mapping[Path, int]) -> None:
@@ -169,8 +167,6 @@ class Assembly:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise OperationError(f"{self._path} is not a plain file", hint="remove it")
-        if self._terms.owner:
-            os.fchown(fd, self._terms.owner.uid, self._terms.owner.gid)
         if facts.st_size != self._total:
             os.ftruncate(fd, self._total)
         os.posix_fallocate(fd, 0, self._total)

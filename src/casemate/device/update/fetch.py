@@ -6,13 +6,12 @@ other releases are tried as before.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
-from casemate.device.home import Owner, write_atomic
+from casemate.device.home import write_atomic
 from casemate.device.update.assembly import Assembly, Fetched, Terms, checked, path_of
 from casemate.device.update.offer import Offered
 from casemate.device.update.source import Source, Taken, ignore
@@ -55,7 +54,7 @@ def fetch_release(
 
     """
     terms = terms or Terms()
-    _make_directory(directory, terms.owner)
+    _make_directory(directory)
     manifest = offered.manifest
     payload = choose(manifest, bases, failed_deltas(directory))
     job = Assembly(source, manifest, payload, directory, terms)
@@ -64,7 +63,7 @@ def fetch_release(
     except (UntrustedDataError, NotFoundError):
         if payload.role == "full" or not job.payload_failed:
             raise
-    note_failed_delta(directory, payload.id, terms.owner)
+    note_failed_delta(directory, payload.id)
     return Assembly(source, manifest, manifest.full, directory, terms).run()
 
 
@@ -107,7 +106,7 @@ def failed_deltas(directory: Path) -> frozenset[str]:
         raise OperationError(f"cannot read {directory}: {error.strerror}", hint="run as its owner") from error
 
 
-def note_failed_delta(directory: Path, payload: str, owner: Owner | None = None) -> None:
+def note_failed_delta(directory: Path, payload: str) -> None:
     """Remember that the delta *payload* (its id) does not work here, and delete it; other releases' deltas may.
 
     Raises:
@@ -116,17 +115,16 @@ def note_failed_delta(directory: Path, payload: str, owner: Owner | None = None)
     """
     path_of(directory, payload).unlink(missing_ok=True)
     ids = sorted({*failed_deltas(directory), payload})
-    write_atomic(directory / _FAILED, "".join(f"{item}\n" for item in ids).encode("ascii"), owner=owner)
+    write_atomic(directory / _FAILED, "".join(f"{item}\n" for item in ids).encode("ascii"))
 
 
-def sweep(fetched: Path, keep: Container[str]) -> None:
-    """Delete what was fetched of releases that are not in *keep* (ids); *fetched* is the home's `update/fetch`."""
+def sweep(fetched: Path) -> None:
+    """Delete what was fetched of every release; *fetched* is the home's `update/fetch`."""
     for directory in fetched.iterdir() if fetched.is_dir() else ():
-        if directory.name not in keep:
-            shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _make_directory(directory: Path, owner: Owner | None) -> None:
+def _make_directory(directory: Path) -> None:
     """Make a release's directory, durably.
 
     Raises:
@@ -137,8 +135,6 @@ def _make_directory(directory: Path, owner: Owner | None) -> None:
         for path in (directory.parent, directory):
             if not path.is_dir():
                 path.mkdir(mode=0o700)
-                if owner:
-                    os.chown(path, owner.uid, owner.gid)
                 sync_directory(path.parent)
     except OSError as error:
         raise OperationError(f"cannot make {directory}: {error.strerror}", hint="free space, then try again") from error

@@ -22,7 +22,7 @@ import msgspec
 
 from casemate.crypto import kdf
 from casemate.crypto.secret import Secret
-from casemate.device.home import Owner, write_atomic
+from casemate.device.home import write_atomic
 from casemate.device.update import sealed_file
 from casemate.errors import OperationError, UntrustedDataError
 
@@ -158,11 +158,10 @@ class FileFloorStore:
 
     kind = SOFTWARE
 
-    def __init__(self, directory: Path, owner: Owner | None = None) -> None:
-        """Keep them in *directory*; files belong to *owner* (None: whoever writes them)."""
+    def __init__(self, directory: Path) -> None:
+        """Keep them in *directory*; files belong to whoever writes them."""
         self.path = directory / "floors"
         self.key_path = directory / "floors.key"
-        self._owner = owner
 
     def begin(self, floors: Floors) -> None:
         """Begin with *floors*, whatever was there before. Only first trust does this.
@@ -176,7 +175,7 @@ class FileFloorStore:
                 self._write(key, floors)
         except UntrustedDataError:  # no key, or half of one
             with Secret.random() as key:
-                write_atomic(self.key_path, key.reveal(), owner=self._owner)
+                write_atomic(self.key_path, key.reveal())
                 self._write(key, floors)
 
     @property
@@ -239,7 +238,7 @@ class FileFloorStore:
             raise UntrustedDataError("the floors do not parse", check="floors-form", hint=_WAY_OUT) from error
 
     def _write(self, key: Secret, floors: Floors) -> None:
-        write_atomic(self.path, sealed_file.seal(key, _LABEL, msgspec.json.encode(floors)), owner=self._owner)
+        write_atomic(self.path, sealed_file.seal(key, _LABEL, msgspec.json.encode(floors)))
 
 
 def _missing() -> UntrustedDataError:

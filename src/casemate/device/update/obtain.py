@@ -153,7 +153,7 @@ def obtain(desk: Desk, source: Source) -> Obtained | None:
         store.interrupted(error.message)
         raise
     desk.port.record(event.update_staged(generation=done.number, content=offer.content_digest, now=desk.clock.wall()))
-    fetch.sweep(desk.directory / FETCHED, ())
+    fetch.sweep(desk.directory / FETCHED)
     return done
 
 

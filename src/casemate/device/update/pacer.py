@@ -15,7 +15,7 @@ import msgspec
 
 from casemate.clock import Clock
 from casemate.config import Settings, parse_hours
-from casemate.device.home import Owner, write_atomic
+from casemate.device.home import write_atomic
 from casemate.device.update import pace
 from casemate.device.update.pace import Bucket, Limits, NotNowError, Spent
 from casemate.errors import OperationError
@@ -44,14 +44,12 @@ class Pacer:
         clock: Clock,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        owner: Owner | None = None,
     ) -> None:
         """Keep the day's count at *path* (the home's `update/spent`)."""
         self._path = path
         self._limits = limits
         self._clock = clock
         self._sleep = sleep
-        self._owner = owner
         self._spent = self._read() if limits.daily else Spent()
         self._kept = self._spent
         self._bucket = Bucket.full(limits.rate, clock.monotonic()) if limits.rate else None
@@ -114,5 +112,5 @@ class Pacer:
             raise OperationError(f"cannot read {self._path}: {error.strerror}", hint="run as its owner") from error
 
     def _write(self, spent: Spent) -> None:
-        write_atomic(self._path, msgspec.json.encode(spent) + b"\n", owner=self._owner)
+        write_atomic(self._path, msgspec.json.encode(spent) + b"\n")
         self._kept = spent

@@ -15,7 +15,7 @@ from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, Root  # type: ignore[attr-defined]  # re-exported without saying so
 from tuf.api.serialization import DeserializationError
 
-from casemate.device.home import Owner, write_atomic
+from casemate.device.home import write_atomic
 from casemate.device.update import traces
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.device.update.transport import URL_LIMIT, parse_endpoint
@@ -79,7 +79,6 @@ def establish(
     pin: str = "",
     allow_http: bool = False,
     forget_floors: bool = False,
-    owner: Owner | None = None,
 ) -> FirstTrust:
     """Give the device its first trust, or another one; *directory* is the home's `update/`.
 
@@ -99,13 +98,13 @@ def establish(
         trust = msgspec.json.decode(raw, type=FirstTrust)
     except msgspec.ValidationError as error:
         raise UsageError(f"{channel!r} is no channel's name", hint="use a-z, 0-9, '.', '_' and '-'") from error
-    store = FileFloorStore(directory, owner)
+    store = FileFloorStore(directory)
     known = store.exists or traces.has_any(directory)
     old = store.read() if known and not forget_floors else Floors()
     if old.trust != trust.digest:
         clear_cache(directory)
         store.begin(Floors(trust=trust.digest, security=old.security, clock=old.clock))
-    write_atomic(directory / _FILE, raw + b"\n", owner=owner)
+    write_atomic(directory / _FILE, raw + b"\n")
     return trust
 
 

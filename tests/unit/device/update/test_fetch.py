@@ -188,7 +188,7 @@ def test_a_failed_delta_is_forgotten_with_its_release(site, place):
     fetch.note_failed_delta(place, payload("delta").id)
     assert not list(place.glob("*.sealed"))
     assert fetch.choose(MADE.manifest, {BASE}, fetch.failed_deltas(place)).role == "full"
-    fetch.sweep(place.parent, {"other"})
+    fetch.sweep(place.parent)
     assert not place.exists()
 
 
