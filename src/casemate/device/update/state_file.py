@@ -97,11 +97,8 @@ class StateFile:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Be the only one who changes the state; what killed writers left goes."""
+        """Be the only one who changes the state."""
         with self._flock("state.lock", fcntl.LOCK_EX):
-            for name in (self._file.name, self._key_file.name):
-                for leftover in self._path.glob(f".{name}.*.tmp"):
-                    leftover.unlink(missing_ok=True)
             yield
 
     @contextlib.contextmanager
