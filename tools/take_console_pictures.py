@@ -32,6 +32,7 @@ PAGES = {
     "device": "/devices/{device}",
     "health": "/health",
     "inventory": "/inventory?name=l",
+    "usage": "/usage",
     "alerts": "/alerts",
     "releases": "/releases",
     "rollouts": "/rollouts",

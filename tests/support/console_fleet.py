@@ -14,9 +14,11 @@ import time
 import sqlalchemy as sa
 
 from casemate.fleet import inventory
+from casemate.fleet.audit import Act
 from casemate.fleet.seen import BUCKET
 from casemate.fleet.states import State
-from casemate.fleet.store import tables
+from casemate.fleet.store import tables, usage_tables
+from casemate.formats import usage
 from casemate.formats.fleet_api import Inventory, Item
 from support import console_rollouts
 
@@ -47,7 +49,7 @@ def seed(site, *, devices=60, days=30, number=7):
     """Fill the fleet of *site* (see `fleet_site`)."""
     chance = random.Random(number)
     names = [_device(site, index, chance) for index in range(devices)]
-    pending = site.add_device("till-coburg-09", State.PENDING, certificate_expires=None)
+    pending = site.add_device("kiosk-coburg-new", State.PENDING, certificate_expires=None)
     quarantined = site.add_device("kiosk-station-hall-with-a-long-name-02", State.QUARANTINED, group="stations")
     site.add_device("till-bremen-99", State.REVOKED)
     _packages(site, [*names, quarantined], chance)
@@ -60,6 +62,8 @@ def seed(site, *, devices=60, days=30, number=7):
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_result), _results(now, names)))
     policy = {"name": "pi5-shop", "version": 4, "document": b"{}", "created": now - 9 * 86400, "created_by": "Ada"}
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_policy), [policy]))
+    _usage(site, now, chance)
+    _history(site, now, names[3])
     rollouts = console_rollouts.seed(site, names, chance)
     return Seeded(names[3], pending, **rollouts)
 
@@ -114,6 +118,60 @@ def _sample(at, devices, chance):
         "temperature_max": round(58 + 9 * math.sin((hour - 9) / 12 * math.pi) + chance.uniform(-0.6, 0.6), 1),
         "load_max": round(chance.uniform(0.4, 2.5), 2),
     }
+
+
+def _history(site, now, device):
+    """Give one device a past."""
+    asset = _asset(3)
+    for actor, action, ago, reason in (
+        ("Ada", "device.approve", 24 * 86400, ""),
+        ("Sol", "device.quarantine", 6 * 86400 + 5000, "somebody had opened the case"),
+        ("Ada", "device.release", 6 * 86400, "the fitter; seal renewed"),
+    ):
+        act = Act(actor, action, device, asset, {"reason": reason} if reason else {})
+        site.write(lambda connection, act=act, ago=ago: site.fleet.audit.append(connection, act, now - ago))
+    certificate = {"device_id": device, "not_before": now - 86400, "certificate": b""}
+    rows = [
+        {**certificate, "serial": "4c7f1a09e2d35b68", "state": "active", "not_after": now + 6 * 86400},
+        {**certificate, "serial": "1b90ce4471fa0d26", "state": "superseded", "not_after": now + 2.5 * 86400},
+    ]
+    site.write(lambda connection: connection.execute(sa.insert(tables.device_cert), rows))
+    journal = {
+        "device_id": device,
+        "origin": "o",
+        "vkey": "v",
+        "size": 48_211,
+        "root": b"",
+        "note": b"",
+        "changed": now - 190,
+    }
+    site.write(lambda connection: connection.execute(sa.insert(tables.journal_checkpoint), [journal]))
+
+
+TRUE_SHARES = {
+    "in_use": (0.08, 0.92), "requests": (0.08, 0.1, 0.3, 0.42, 0.1), "tokens": (0.08, 0.07, 0.2, 0.35, 0.25, 0.05),
+    "latency": (0.08, 0.3, 0.42, 0.15, 0.04, 0.01), "refused": (0.08, 0.6, 0.22, 0.07, 0.02, 0.01),
+}  # fmt: skip
+
+
+def _usage(site, now, chance):
+    """Add up what some thousand devices reported: the noise is drawn as they draw it."""
+    rows, newest = [], usage.period_of(now) - 1
+    for period in (newest - 1, newest):
+        for name, truths in TRUE_SHARES.items():
+            question = usage.QUESTIONS[name]
+            reports = 31 if name == "refused" and period == newest else 700
+            p, q = question.chances
+            for answer, share in enumerate(truths):
+                mean = reports * (share * p + (1 - share) * q)
+                ones = min(reports, max(0, round(chance.gauss(mean, (mean * (1 - mean / reports)) ** 0.5))))
+                if question.yes_or_no and answer:
+                    ones = reports - rows[-1]["ones"]
+                rows.append({
+                    "period": period, "version": usage.VERSION, "question": name, "group_name": "",
+                    "answer": answer, "reports": reports, "ones": ones,
+                })  # fmt: skip
+    site.write(lambda connection: connection.execute(sa.insert(usage_tables.usage_sum), rows))
 
 
 def _alerts(now, names, quarantined):

@@ -34,7 +34,7 @@ pytestmark = [
 AXE = Path(__file__).parents[1] / "support" / "axe" / "axe.min.js"
 PAGES = (
     "/", "/devices", "/health", "/inventory", "/alerts", "/enrolment", "/policies", "/grants", "/audit", "/people",
-    "/settings", "/welcome", "/bulk", "/releases", "/rollouts",
+    "/settings", "/welcome", "/bulk", "/releases", "/rollouts", "/usage",
 )  # fmt: skip
 
 
@@ -431,6 +431,21 @@ def test_the_health_of_the_fleet_is_drawn_and_told(site, ada, seeded):
     assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) in range(22, 26)
     ada.find_element(By.LINK_TEXT, "A week").click()
     until(ada, lambda: "span=week" in ada.current_url and ada.find_elements(By.CSS_SELECTOR, ".plot canvas"))
+
+
+def test_usage_is_shown_with_its_error_and_what_is_not_known(site, ada, seeded):
+    ada.get(f"{site.origin}/usage")
+    rows = ada.find_elements(By.CSS_SELECTOR, "section[aria-labelledby=q-requests] tbody tr")
+    assert len(rows) == 5
+    for row in rows:
+        ends = [float(line.get_attribute("x1").rstrip("%")) for line in row.find_elements(By.CSS_SELECTOR, ".a-range")]
+        centre = float(row.find_element(By.TAG_NAME, "circle").get_attribute("cx").rstrip("%"))
+        assert ends[1] <= centre <= ends[2]
+        assert ends[2] > ends[1], "never without an error"
+    hidden = ada.find_element(By.CSS_SELECTOR, "section[aria-labelledby=hidden]").text
+    assert "guard refuse" in hidden
+    assert "31" not in hidden, "not even how few they are"
+    assert "do whose owners did not agree" in words(ada)
 
 
 # --- rollouts ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,13 @@ def test_no_template_needs_what_the_policy_forbids(name):
     assert not re.search(forbidden, text)
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_uses_no_filter_that_is_not_there(name):
+    environment = render.environment().overlay()
+    environment.filters["ago"] = render.ago
+    environment.get_template(name)
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (12345, "12\u202f345"), (0.25, "0.25"), (1e6, "1\u202f000\u202f000"), (-3, "-3")]
 )

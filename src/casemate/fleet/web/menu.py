@@ -43,6 +43,7 @@ SECTIONS: Final = (
             Entry("/devices", "Devices"),
             Entry("/health", "Health"),
             Entry("/inventory", "Inventory"),
+            Entry("/usage", "Usage"),
             Entry("/alerts", "Alerts"),
         ),
     ),

@@ -45,7 +45,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        iso=iso, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent, signed=signed
+        iso=iso, day=day, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent, signed=signed
     )
     made.globals.update(static=static, integrity=integrity, tone_of_state=tone_of_state)
     return made
@@ -66,6 +66,11 @@ def tone_of_state(value: str) -> str:
 def iso(seconds: float) -> str:
     """Return a moment as RFC 3339, UTC."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def day(seconds: float) -> str:
+    """Return a day as people write it: "3 Nov 2026"."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%d %b %Y").lstrip("0")
 
 
 def clock(seconds: float, span: str) -> str:

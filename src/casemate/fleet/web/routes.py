@@ -22,7 +22,20 @@ from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout.records import NEEDS
 from casemate.fleet.states import Event
-from casemate.fleet.web import bulk, devices, doors, health, inventory, oidc, records, render, rollouts, setup, welcome
+from casemate.fleet.web import (
+    bulk,
+    devices,
+    doors,
+    health,
+    inventory,
+    oidc,
+    records,
+    render,
+    rollouts,
+    setup,
+    usage,
+    welcome,
+)
 from casemate.fleet.web.visit import COOKIE, EveryAnswer, Handler, Site, Visit, action, door, page
 
 _YEAR: Final = "public, max-age=31536000, immutable"
@@ -77,6 +90,7 @@ def routes() -> list[BaseRoute]:
             action(f"/rollouts/{{rollout}}/{event}", permission, functools.partial(rollouts.change, event=event))
             for event, permission in NEEDS.items()
         ),
+        page("/usage", read, usage.show),
         page("/welcome", read, welcome.show),
         page("/welcome/progress", read, welcome.progress),
         action("/welcome/token", enrol, welcome.make_token),
