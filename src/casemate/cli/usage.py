@@ -59,9 +59,9 @@ def _choose(wanted: bool, *, as_json: bool) -> None:  # noqa: FBT001 - the value
 def _refresh(home: Any) -> None:
     """Have a running device obey and write down what it counted; none running has nothing to add."""
     from casemate.device import admin
-    from casemate.errors import NotFoundError
+    from casemate.errors import NotFoundError, OperationError
 
-    with contextlib.suppress(NotFoundError):
+    with contextlib.suppress(NotFoundError, OperationError):  # it obeys the file at its next contact
         admin.ask(home.run, "usage")
 
 

@@ -21,6 +21,7 @@ from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.home import Home, owner_of
 from casemate.device.process import drop_privileges
 from casemate.device.record import record
+from casemate.device.usage import choice, diary
 from casemate.errors import BusyError, NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event
 from casemate.formats.enrolment import Token
@@ -102,6 +103,8 @@ def leave(home: Home, clock: Clock) -> Member | None:
         member = None
         with contextlib.suppress(UntrustedDataError):
             member = membership.read_member(home)
+        choice.withdraw(home)
+        diary.leave(home, clock.wall())
         membership.forget(home)
         OrdersFile(home).path.unlink(missing_ok=True)
     if member:

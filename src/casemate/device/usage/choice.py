@@ -1,6 +1,6 @@
 """The owner's word on usage reports: `casemate usage on` or `off`, else the setting `telemetry.usage`, else no.
 
-No fleet can change it: there is no command for it.
+No fleet can change it: there is no command for it. Leaving a fleet ends what was typed for it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def choose(home: Home, on: bool, now: float) -> None:  # noqa: FBT001 - the valu
     """
     choice = Choice(1, on, max(0, int(now)))
     write_atomic(path_of(home), msgspec.json.encode(choice), owner=owner_of("agent"))
+
+
+def withdraw(home: Home) -> None:
+    """Forget what was typed: a yes was given to one fleet, and the device leaves it."""
+    path_of(home).unlink(missing_ok=True)
 
 
 def path_of(home: Home) -> Path:

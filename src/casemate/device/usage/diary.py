@@ -132,6 +132,21 @@ def silenced(diary: Diary, now: float) -> Diary:
     return Diary(1, max(diary.period, usage.period_of(now)), ledger=diary.ledger, last=diary.last)
 
 
+def leave(home: Home, now: float) -> None:
+    """Forget what was counted for a fleet that this device leaves; what was paid stays paid, whoever comes next.
+
+    Raises:
+        OperationError: it cannot be read or written.
+
+    """
+    try:
+        held = read(home)
+    except UntrustedDataError:
+        return  # it reports nothing, to nobody
+    if held is not None:
+        write(home, silenced(held, now))
+
+
 def encode_report(report: Report) -> bytes:
     """Return what is sent."""
     return fleet_api.encode(report)

@@ -115,6 +115,23 @@ def test_the_owners_no_forgets_what_was_counted_and_what_was_to_be_sent_and_keep
     assert len(kept.ledger.spends) == len(bench.posts) == 1
 
 
+def test_a_yes_was_for_one_fleet_and_the_cost_is_for_all(bench):
+    choice.choose(bench.home, True, bench.clock.now)
+    bench.start(setting=False)
+    at_the_end_of_a_period(bench).status = 503
+    bench.give()
+    choice.withdraw(bench.home)
+    diary.leave(bench.home, bench.clock.now)
+    bench.status = 204
+    bench.start(setting=False)
+    bench.give()
+    bench.start(setting=True)
+    bench.give()
+    kept = diary.read(bench.home)
+    assert (len(bench.posts), kept.pending, kept.closed, kept.counts) == (1, None, None, Counts())
+    assert len(kept.ledger.spends) == 1
+
+
 def test_what_came_before_a_yes_is_not_counted(bench):
     bench.start(setting=False)
     bench.reporter.count(USED)
