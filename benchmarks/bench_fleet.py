@@ -100,7 +100,9 @@ def child(directory: Path, *variant: str) -> Iterator[Child]:
         server.stop()
 
 
-def serve_variant(directory: Path, *, database: str | None, row_by_row: bool, fresh: float | None) -> None:
+def serve_variant(
+    directory: Path, *, database: str | None, row_by_row: bool, fresh: float | None, devices: str
+) -> None:
     """Run the real server; *row_by_row* writes each check-in before it is answered."""
     if fresh is not None:
         identity.FRESH = fresh
@@ -126,7 +128,7 @@ def serve_variant(directory: Path, *, database: str | None, row_by_row: bool, fr
         print(where.people, where.devices, where.enrol, flush=True)
 
     home = FleetHome(directory)
-    asyncio.run(serve.serve(home, SystemClock(), serve.Options(database=database), ready))
+    asyncio.run(serve.serve(home, SystemClock(), serve.Options(database=database, devices=devices), ready))
 
 
 async def load(server: Server, devices: list[Device], seconds: float) -> tuple[int, list[float]]:
@@ -298,8 +300,10 @@ def main() -> int:
         parser.add_argument("--database")
         parser.add_argument("--row-by-row", action="store_true")
         parser.add_argument("--fresh", type=float)
+        parser.add_argument("--devices", default="127.0.0.1:0")
         given = parser.parse_args()
-        serve_variant(given.serve, database=given.database, row_by_row=given.row_by_row, fresh=given.fresh)
+        serve_variant(given.serve, database=given.database, row_by_row=given.row_by_row, fresh=given.fresh,
+                      devices=given.devices)  # fmt: skip
         return 0
     args = options(__doc__)
     seconds, count, many, enrolled = (2, 40, 5_000, 50) if args.quick else (10, 400, 100_000, 300)

@@ -19,7 +19,6 @@ FLUSH_SECONDS: Final = 0.5
 MAX_WAITING: Final = 200_000
 """Devices whose check-in waits for the database; more are told to come back."""
 BUCKET: Final = 300
-ROLLUPS_KEPT: Final = 30 * 86400.0
 
 
 @dataclasses.dataclass(slots=True)

@@ -29,7 +29,8 @@ from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet, Served
 from casemate.fleet.home import FleetHome, Settings
 from casemate.fleet.peer import ProxyPeers, TlsPeers
-from casemate.fleet.store import Store, schema, tables
+from casemate.fleet.shared_clock import FleetClock
+from casemate.fleet.store import Store, partitions, schema, tables
 from casemate.fleet.store.database import sqlite_url
 from casemate.formats import tlog
 
@@ -97,6 +98,9 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
     store = Store(settings.database)
     try:
         await schema.upgrade(store)
+        shared = FleetClock(clock, store)
+        await shared.settle()
+        await partitions.keep(store, shared.wall())
         await _check_keys(home, settings, store)
     except BaseException:
         if new:

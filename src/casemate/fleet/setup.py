@@ -17,7 +17,7 @@ from casemate.fleet import approvals, trend
 from casemate.fleet.accounts import sessions
 from casemate.fleet.context import Fleet
 from casemate.fleet.pki import DEVICE_SECONDS
-from casemate.fleet.seen import ROLLUPS_KEPT
+from casemate.fleet.store.partitions import ROLLUPS_KEPT
 
 _OWN_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
 _ANY: Final = ("0.0.0.0", "[::]")  # noqa: S104 - compared, not bound

@@ -17,10 +17,10 @@ from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import releases, steward
-from casemate.fleet.seen import FLUSH_SECONDS, ROLLUPS_KEPT
+from casemate.fleet.seen import FLUSH_SECONDS
 from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
-from casemate.fleet.store import rollout_tables, tables
+from casemate.fleet.store import partitions, rollout_tables, tables
 from casemate.fleet.usage import reports
 
 SWEEP_SECONDS: Final = 15.0
@@ -48,6 +48,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
 
     async def prune() -> None:
         await changes.prune(fleet.store, fleet.clock.wall())
+        await partitions.keep(fleet.store, fleet.clock.wall())
         await _prune(fleet)
 
     rows = [
@@ -133,9 +134,8 @@ async def count(fleet: Fleet) -> None:
 
 async def _prune(fleet: Fleet) -> None:
     now = fleet.clock.wall()
-    rollup, nonce, session = tables.health_rollup, tables.attest_nonce, tables.session
+    nonce, session = tables.attest_nonce, tables.session
     async with fleet.store.write() as connection:
-        await connection.execute(sa.delete(rollup).where(rollup.c.bucket < int(now - ROLLUPS_KEPT)))
         await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
         await connection.execute(sa.delete(session).where(session.c.expires < now))
         await inventory.prune(connection)
