@@ -14,11 +14,8 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import FetcherInterface, Updater
 
 from casemate.device.update import trust
-from casemate.device.update.client import Client
-from casemate.device.update.floors import FileFloorStore
 from casemate.errors import NotFoundError, UntrustedDataError
-from support.forge import Directory, Forge
-from support.release import FixedClock
+from support.forge import Directory, client_of, trusting, with_one_target
 
 NOW = float(int(time.time()))
 PATH = "channels/stable.json"
@@ -39,19 +36,12 @@ class Plain(FetcherInterface):
 
 @pytest.fixture
 def forge(tmp_path):
-    made = Forge(tmp_path / "public", NOW)
-    made.delegate("channels", ["channels/*.json"])
-    made.put("channels", PATH, b"vulnerable")
-    made.publish("targets", "channels")
-    return made
+    return with_one_target(tmp_path / "public", NOW, "channels", "channels/*.json", (PATH, b"vulnerable"))
 
 
 @pytest.fixture
 def device(tmp_path, forge):
-    directory = tmp_path / "update"
-    directory.mkdir()
-    trust.establish(directory, forge.first_root, url="https://updates.example")
-    return directory
+    return trusting(tmp_path / "update", forge)
 
 
 @pytest.fixture
@@ -65,8 +55,7 @@ def old(forge, device):
 
 
 def read(directory, forge, now=NOW):
-    store = FileFloorStore(directory)
-    client = Client(directory, trust.load(directory), Directory(forge.public), store, FixedClock(now))
+    client = client_of(directory, Directory(forge.public), now)
     client.refresh()
     return client.read(PATH, 1000).data
 
@@ -145,9 +134,7 @@ def test_floors_that_were_edited_are_refused(device, forge, old):
 
 
 def test_floors_of_another_device_are_refused(device, forge, old, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    trust.establish(other, forge.first_root, url="https://updates.example")
+    other = trusting(tmp_path / "other", forge)
     trust.clear_cache(device)
     shutil.copy(other / "floors", device / "floors")
     forge.restore(old)

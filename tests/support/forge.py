@@ -19,7 +19,11 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from casemate.device.update import trust
+from casemate.device.update.client import Client
+from casemate.device.update.floors import FileFloorStore
 from casemate.errors import NotFoundError, UntrustedDataError
+from support.release import FixedClock
 
 TOP = {"root": Root, "timestamp": Timestamp, "snapshot": Snapshot, "targets": Targets}
 KEYS = {"root": 3, "targets": 2}
@@ -152,3 +156,25 @@ class Directory:
             raise UntrustedDataError(f"{path} is too large", check="transfer-size")
         taken(len(data))
         return data
+
+
+def with_one_target(public: Path, now: float, role: str, pattern: str, target: tuple[str, bytes]) -> Forge:
+    """Publish a repository in which *role*, which may sign for *pattern*, signs one *target* (its path, its bytes)."""
+    made = Forge(public, now)
+    made.delegate(role, [pattern])
+    made.put(role, *target)
+    made.publish("targets", role)
+    return made
+
+
+def trusting(directory: Path, forge: Forge) -> Path:
+    """Make *directory* the `update/` of a device that trusts *forge*, unless it is one."""
+    if not directory.exists():
+        directory.mkdir()
+        trust.establish(directory, forge.first_root, url="https://updates.example")
+    return directory
+
+
+def client_of(directory: Path, source: Directory, now: float) -> Client:
+    """Return the client of the device in *directory*, which has only what is kept there."""
+    return Client(directory, trust.load(directory), source, FileFloorStore(directory), FixedClock(now))

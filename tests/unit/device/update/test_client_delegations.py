@@ -8,12 +8,10 @@ import time
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from casemate.device.update import trust
-from casemate.device.update.client import Client
 from casemate.device.update.floors import FileFloorStore
 from casemate.errors import NotFoundError, UntrustedDataError
-from support.forge import Directory, Forge
-from support.release import FixedClock
+from support import forge as forges
+from support.forge import Directory, Forge, trusting
 
 NOW = float(int(time.time()))
 DAY = 86_400.0
@@ -26,12 +24,8 @@ def forge(tmp_path):
 
 
 def client_of(tmp_path, forge, now=NOW):
-    directory = tmp_path / "update"
-    if not directory.exists():
-        directory.mkdir()
-        trust.establish(directory, forge.first_root, url="https://updates.example")
     source = Directory(forge.public)
-    return Client(directory, trust.load(directory), source, FileFloorStore(directory), FixedClock(now)), source
+    return forges.client_of(trusting(tmp_path / "update", forge), source, now), source
 
 
 def asked(source):

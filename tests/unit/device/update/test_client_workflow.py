@@ -13,12 +13,9 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, MetaFile
 
-from casemate.device.update import trust
-from casemate.device.update.client import Client
 from casemate.device.update.floors import FileFloorStore
 from casemate.errors import NotFoundError, UntrustedDataError
-from support.forge import Directory, Forge
-from support.release import FixedClock
+from support.forge import Directory, client_of, trusting, with_one_target
 
 NOW = float(int(time.time()))
 DAY = 86_400.0
@@ -27,19 +24,12 @@ PATH = "model/demo/1/manifest.json"
 
 @pytest.fixture
 def forge(tmp_path):
-    made = Forge(tmp_path / "public", NOW)
-    made.delegate("models", ["model/*/*/manifest.json"])
-    made.put("models", PATH, b"good")
-    made.publish("targets", "models")
-    return made
+    return with_one_target(tmp_path / "public", NOW, "models", "model/*/*/manifest.json", (PATH, b"good"))
 
 
 @pytest.fixture
 def device(tmp_path, forge):
-    directory = tmp_path / "update"
-    directory.mkdir()
-    trust.establish(directory, forge.first_root, url="https://updates.example")
-    return Device(directory, forge.public)
+    return Device(trusting(tmp_path / "update", forge), forge.public)
 
 
 class Device:
@@ -51,8 +41,7 @@ class Device:
         self.now = NOW
 
     def client(self):
-        store = FileFloorStore(self.directory)
-        return Client(self.directory, trust.load(self.directory), self.source, store, FixedClock(self.now))
+        return client_of(self.directory, self.source, self.now)
 
     def read(self, path=PATH):
         client = self.client()

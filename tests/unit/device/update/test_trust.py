@@ -9,11 +9,10 @@ import pytest
 
 from casemate.device.update import client as clients
 from casemate.device.update import trust
-from casemate.device.update.client import Client, require_clock
+from casemate.device.update.client import require_clock
 from casemate.device.update.floors import FileFloorStore, Floors
 from casemate.errors import NotFoundError, UntrustedDataError, UsageError
-from support.forge import Directory, Forge
-from support.release import FixedClock
+from support.forge import Directory, Forge, client_of
 
 NOW = float(int(time.time()))
 URL = "https://updates.example"
@@ -32,8 +31,7 @@ def directory(tmp_path):
 
 
 def client(directory, forge, now=NOW):
-    store = FileFloorStore(directory)
-    return Client(directory, trust.load(directory), Directory(forge.public), store, FixedClock(now))
+    return client_of(directory, Directory(forge.public), now)
 
 
 def refused(check, act, *arguments, **named):
