@@ -52,7 +52,7 @@ def at_the_door(path: Any, question: Any) -> Any:
     async def scenario() -> Any:
         device = Device()
         upkeep = Upkeep(device)  # type: ignore[arg-type]
-        server = AdminServer(path / "update.sock", upkeep.answer, upkeep.ask_vault)
+        server = AdminServer(path / "update.sock", upkeep.answer, upkeep.ask_vault, union=ipc.UpdateToAgent)
         ours, theirs = pair()
         server.admit(ours)
         channel = Channel(theirs, ipc.FromAgent)
@@ -108,6 +108,26 @@ def test_it_cannot_ask_the_vault_for_weights(tmp_path: Any) -> None:
         return "answered"
 
     assert at_the_door(tmp_path, question)[0] == "cut off"
+
+
+def test_it_cannot_have_a_key_wrapped(tmp_path: Any) -> None:
+    """That is for a command, at the control socket; a workshop's link is this door's."""
+
+    def question(channel: Channel) -> str:
+        reader, writer = os.pipe()
+        channel.send(ipc.WrapKey(1, "saffron", b"", "L0"), [reader])
+        try:
+            channel.recv(10)
+        except ChannelClosed:
+            return "cut off"
+        finally:
+            os.close(reader)
+            os.close(writer)
+        return "answered"
+
+    assert at_the_door(tmp_path, question)[0] == "cut off"
+    reader = ipc.FrameReader(ipc.CommandToAgent)
+    assert reader.feed(ipc.encode(ipc.WrapKey(1, "saffron", b"", "L0")))
 
 
 def test_control_a_release_verb_is_passed_on(tmp_path: Any) -> None:

@@ -1,7 +1,8 @@
-"""The agent's local socket: only the device's own user or root may ask; questions of a connection come one by one.
+"""The agent's local sockets: only the device's own user or root may ask; questions of a connection come one by one.
 
-An update asks the vault over the same connection: such a request, with its descriptors, is passed on as it is. Who may
-ask was settled when it connected, so a command can connect as root and hand the connection to a process that is nobody.
+What is for the vault, with its descriptors, is passed on; which of it is understood at all is each socket's union. Who
+may ask was settled when it connected, so a command can connect as root and hand the connection to a process that is
+nobody.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ class AdminServer:
         self,
         path: Path,
         answer: Callable[[ipc.Ask], Awaitable[dict[str, Any]]],
-        vault: Callable[[ipc.ToVault | ipc.WrapKey, Sequence[int]], Awaitable[ipc.FromVault]] | None = None,
+        vault: Callable[[Any, Sequence[int]], Awaitable[ipc.FromVault]],
         *,
+        union: Any = ipc.CommandToAgent,
         guest: int | None = None,
     ) -> None:
-        """Listen at *path* once `start` is called; the uid *guest* may ask too."""
+        """Listen at *path* once `start` is called, for what is in *union*; the uid *guest* may ask too."""
+        self._union = union
         self._guest = guest
         self._path = path
         self._answer = answer
@@ -80,19 +83,17 @@ class AdminServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, sock: socket.socket) -> None:
-        channel = AsyncChannel(sock, ipc.ToAgent)
+        channel = AsyncChannel(sock, self._union)
         with contextlib.suppress(ChannelClosed, TimeoutError, UntrustedDataError):
             while True:
                 question, fds = await asyncio.wait_for(channel.recv(), _IDLE)
                 await channel.send(await self._reply(question, fds))
         channel.close()
 
-    async def _reply(self, question: ipc.ToAgent, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
+    async def _reply(self, question: ipc.Message, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
         try:
             if isinstance(question, ipc.Ask):
                 return ipc.Answer(ok=True, data=await self._answer(question))
-            if self._vault is None:
-                raise OperationError("nothing is passed on from here", hint="this is a bug")
             return await self._vault(question, fds)
         except CasemateError as error:
             return ipc.Answer(ok=False, data=described(error))

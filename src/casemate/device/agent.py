@@ -138,7 +138,8 @@ class Agent:
         """Return where the update process asks: for less than the control socket gives, and for the vault."""
         guest = self.plan.update_uid
         name = UPDATE_SOCKET if guest is None else LINKED_UPDATE_SOCKET
-        return AdminServer(self.plan.home.run / name, self._upkeep.answer, self._upkeep.ask_vault, guest=guest)
+        path = self.plan.home.run / name
+        return AdminServer(path, self._upkeep.answer, self._upkeep.ask_vault, union=ipc.UpdateToAgent, guest=guest)
 
     async def _update(self, *, follow: bool) -> None:
         """Run the update process once: it judges a trial, or (*follow*) takes what the fleet's director says.

@@ -133,15 +133,13 @@ class Duty:
             raise NotFoundError("this device has no TPM", hint="set keystore.tpm")
         return await self.attestation.use_key(model, into)
 
-    async def wrap_key(self, request: ipc.ToVault | ipc.WrapKey, fds: Sequence[int]) -> ipc.FromVault:
+    async def wrap_key(self, request: ipc.WrapKey, fds: Sequence[int]) -> ipc.FromVault:
         """Have the vault wrap a new container's data key, which came along, under its model's gated key.
 
         Raises:
             CasemateError: the fleet gives no key, or was not reached.
 
         """
-        if not isinstance(request, ipc.WrapKey):
-            raise OperationError("the vault is not asked for that here", hint="this is a bug")
         try:
             await self.leases.obtain(request.model)
             async with self.leases.key(request.model) as key:

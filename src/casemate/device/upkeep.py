@@ -105,15 +105,13 @@ class Upkeep:
         self._policy = agent.plan.policy
         self.retired: list[Engine] = []
 
-    async def ask_vault(self, request: ipc.ToVault | ipc.WrapKey, fds: Sequence[int]) -> ipc.FromVault:
+    async def ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
         """Pass *request* with its descriptors on and return the vault's answer.
 
         Raises:
-            OperationError: the vault is gone, or it is not for an update to ask.
+            OperationError: the vault is gone.
 
         """
-        if isinstance(request, ipc.WrapKey):
-            raise OperationError("an update has no gated key to wrap with", hint="this is a bug")
         try:
             reply: ipc.FromVault = await self._agent.ask_vault(request, fds, TRANSCODE_DEADLINE)
         except ChildDied as died:

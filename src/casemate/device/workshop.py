@@ -32,7 +32,7 @@ class Workshop:
 
     def __init__(self, link: socket.socket, vault: Channel, journal: JournalClient) -> None:
         """Serve *link* with *vault* and *journal*."""
-        self._link = Channel(link, ipc.ToAgent)
+        self._link = Channel(link, ipc.UpdateToAgent)
         self._vault = vault
         self._journal = journal
 
