@@ -37,7 +37,8 @@ class Machine:
     """Stands where the agent's processes are: says what was done to them."""
 
     def __init__(self, home: Home, clock_off: float = 0.0) -> None:
-        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", models=())
+        settings = {"telemetry.usage": False}
+        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", models=(), settings=settings, generation="")
         self.clock = SimpleNamespace(wall=lambda: SIGNED + clock_off, monotonic=lambda: 5.0)
         self.ready = True
         self.serving, self.fenced, self.destroyed, self.shown = True, False, 0, 0
@@ -234,3 +235,38 @@ def test_a_taken_over_link_cannot_write_what_the_agent_obeys_by(home):
     for name in ("orders.json", "member.json"):
         assert not writes("link", home.fleet / name)
         assert writes("agent", home.fleet / name)  # control
+
+
+def test_a_command_that_is_never_obeyed_is_refused_to_its_own_fleet_and_to_nobody_else(home):
+    """A fleet that hears nothing shows the command as waiting for ever, and an operator waits with it."""
+    machine = Machine(home)
+    device = Respondent(machine, member())
+    deliver(device, signed("quarantine", 5))
+    machine.told.clear()
+    late, old = signed("release", 4), signed("release", 6, issued=SIGNED - 7200, life=3600)
+    unknown = signed("dance", 7)
+    deliver(device, late, old, unknown, signed("release", 8, STRANGER), signed("release", 9, device=OTHER_DEVICE))
+    answers = [envelope._answers.decode(each.payload) for each in machine.told if isinstance(each, ipc.SendAnswer)]
+    assert [(each.sequence, each.outcome) for each in answers] == [(4, "refused"), (6, "refused"), (7, "refused")]
+    assert [each.detail for each in answers] == [
+        "command 4 came after command 5", "command 6 has expired", "this device knows no command 'dance'",
+    ]  # fmt: skip
+    assert [each.command for each in answers] == [
+        envelope.parse(raw, envelope.COMMAND_TYPE).digest for raw in (late, old, unknown)
+    ]
+    assert (device.orders.state, device.orders.sequence) == (State.QUARANTINED, 5), "and nothing of it is remembered"
+    assert not machine.serving
+
+
+def test_a_wipe_that_is_ordered_again_is_proven_again(home):
+    """The fleet missed the proof, or a key would not go at first: without this it would never believe the wipe."""
+    machine = Machine(home)
+    device = Respondent(machine, member())
+    deliver(device, signed("wipe", 1))
+    deliver(device, signed("wipe", 2))
+    first, second = (
+        envelope._answers.decode(each.payload) for each in machine.told if isinstance(each, ipc.SendAnswer)
+    )
+    assert (first.outcome, second.outcome) == ("done", "done")
+    assert second.facts["keys_destroyed"]
+    assert device.orders.state is State.WIPING

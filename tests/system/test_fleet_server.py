@@ -234,9 +234,11 @@ def test_an_operators_yes_is_waited_for(server, tmp_path):
     assert (first.status, first.headers["retry-after"]) == (202, "30")
     assert server.enrol(token, csr).status == 202
     assert server.device("ask-1")["state"] == "pending"
+    assert server.device("ask-1")["key"] == hashlib.sha256(device.key.public.der()).hexdigest()
+    thief = client_certificate.make_request(EcKey.generate())
+    assert server.enrol(token, thief).status == 401
     server.cli("device", "approve", "ask-1")
-    device.key = EcKey.generate()  # our own device makes its key anew when it asks again
-    csr = client_certificate.make_request(device.key)
+    assert server.enrol(token, thief).status == 401, "the yes was to a key, and the token alone is none"
     answer = server.enrol(token, csr)
     assert answer.status == 200
     device.take(answer.body)

@@ -29,7 +29,7 @@ from casemate.device.plan import DevicePlan
 from casemate.device.usage.reporter import Reporter
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import envelope, event, fleet_api, ipc
-from casemate.formats.envelope import Verb, VerifiedCommand
+from casemate.formats.envelope import RefusedCommandError, Verb, VerifiedCommand
 from casemate.formats.tlog import VerifierKey
 
 _REPORTED: Final = {State.QUARANTINED: "quarantined", State.WIPING: "wiped", State.WIPED: "wiped"}
@@ -241,6 +241,8 @@ class Respondent:
         except UntrustedDataError as error:
             if not self._is_last(message):
                 self._refuse(error)
+                if isinstance(error, RefusedCommandError):
+                    self._answer_no(message.name, error)
             return
         self._remember(self._obeyed(verified, message.name))
         detail = await self._carry_out()
@@ -355,6 +357,24 @@ class Respondent:
             facts=self._facts,
         )
         self._agent.tell_link(ipc.SendAnswer(name=last.name, payload=envelope.encode_answer(answer)))
+
+    def _answer_no(self, name: str, error: RefusedCommandError) -> None:
+        """Tell the fleet that a command of its own is never obeyed, or it would wait for an answer until it ends.
+
+        Nothing is remembered: it is told again as often as it is delivered.
+        """
+        answer = envelope.Answer(
+            schema=1,
+            fleet=self.member.fleet,
+            device=self.member.device,
+            sequence=error.command.sequence,
+            verb=error.command.verb,
+            command=error.digest,
+            outcome="refused",
+            time=max(0, int(self._agent.clock.wall())),
+            detail=_plain(error.message),
+        )
+        self._agent.tell_link(ipc.SendAnswer(name=name, payload=envelope.encode_answer(answer)))
 
     async def _answer_known(self, name: str) -> None:
         """Note that the fleet has the answer. When it was the proof of a wipe, the key that signed it goes too."""

@@ -77,6 +77,8 @@ async def acknowledge(call: DeviceCall) -> Response:
             return Response(status_code=204)
         answer = verified.answer
         detail: dict[str, Any] = {"verb": answer.verb, "outcome": answer.outcome, "facts": answer.facts}
+        if answer.detail:
+            detail["why"] = answer.detail
         act = Act("device", "command.answer", call.device.id, call.device.asset, detail)
         await call.fleet.audit.append(connection, act, call.now)
         if answer.verb == Verb.WIPE and answer.outcome == "done":

@@ -16,6 +16,7 @@ from casemate.crypto import authority
 from casemate.crypto.signing import SigningKey
 from casemate.errors import NotFoundError
 from casemate.fleet.changes import note_change
+from casemate.fleet.states import State
 from casemate.fleet.store import tables
 from casemate.formats import envelope
 from casemate.formats.envelope import Command, Verb, VerifiedAnswer
@@ -26,6 +27,10 @@ LIFE: Final = 14 * 86400
 RENEW_BEFORE: Final = 7 * 86400
 PER_CHECKIN: Final = 16
 _LASTING: Final = (Verb.WIPE, Verb.QUARANTINE)
+_HOLDS: Final = {State.WIPING: Verb.WIPE, State.QUARANTINED: Verb.QUARANTINE}
+"""What a device in such a state must have been told: if it refused that, it is told again."""
+REPEAT: Final = 600.0
+"""Seconds until it is."""
 
 
 class Commander:
@@ -87,6 +92,23 @@ class Commander:
         for row in rows:
             await _finish(connection, row.id, row.device_id, "expired", now)
             await self.issue(connection, row.device_id, Verb(row.verb), actor="server", now=now, reason="signed anew")
+        return len(rows) + await self._repeat(connection, now)
+
+    async def _repeat(self, connection: AsyncConnection, now: float) -> int:
+        """Order again what must hold and was refused: its number was too low, or it came too late."""
+        command, newer, device = tables.command.c, tables.command.alias("newer"), tables.device.c
+        replaced = sa.exists().where(newer.c.device_id == command.device_id, newer.c.sequence > command.sequence)
+        must = sa.or_(
+            *(sa.and_(device.state == str(state), command.verb == str(verb)) for state, verb in _HOLDS.items())
+        )
+        query = (
+            sa.select(command.device_id, command.verb)
+            .join(tables.device, device.id == command.device_id)
+            .where(command.state == "failed", command.finished < now - REPEAT, must, ~replaced)
+        )
+        rows = (await connection.execute(query)).all()
+        for row in rows:
+            await self.issue(connection, row.device_id, Verb(row.verb), actor="server", now=now, reason="ordered again")
         return len(rows)
 
 

@@ -38,7 +38,7 @@ class Change:
 
 
 async def find(connection: AsyncConnection, name: str, *, lock: bool = False) -> sa.Row[Any]:
-    """Return the row of the device with this id, or else the one that carries this asset tag.
+    """Return the row of the device with this id, or else the one that carries this asset tag, or carried it last.
 
     Raises:
         NotFoundError: neither.
@@ -49,8 +49,8 @@ async def find(connection: AsyncConnection, name: str, *, lock: bool = False) ->
     by_id = (
         query.where(device.id == name.lower())
         if _is_id(name)
-        else query.where(device.asset == name, device.state.in_(states.CARRIES_ASSET))
-        .order_by(device.created.desc())
+        else query.where(device.asset == name)
+        .order_by(device.state.in_(states.CARRIES_ASSET).desc(), device.created.desc(), device.id)
         .limit(1)
     )
     row = (await connection.execute(by_id.with_for_update() if lock else by_id)).one_or_none()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import hmac
 import secrets
 from typing import Any, Final
 
@@ -121,7 +122,7 @@ async def enrol(fleet: Fleet, token: str, csr: bytes) -> bytes:
     async with fleet.store.write() as connection:
         row = await open_token(connection, token, now)
         if row.state == "used":
-            device, asset = await _approved(connection, row), row.asset
+            device, asset = await _approved(connection, row, key), row.asset
         else:
             device = row.device_id or await devices.create(
                 connection,
@@ -243,17 +244,19 @@ async def use_token(connection: AsyncConnection, name: str, device: str) -> None
         raise NotAuthorisedError("this token does not enrol anybody", hint="ask for a new one")
 
 
-async def _approved(connection: AsyncConnection, token: sa.Row[Any]) -> str | None:
+async def _approved(connection: AsyncConnection, token: sa.Row[Any], key: str) -> str | None:
     """Return the device that asked with this token; None while a person has to decide.
 
-    The key may be another one than in the first request: a device that was told to wait keeps nothing. The token is
-    what it proves itself with, as without an approval.
+    A person says yes to a key, whose digest they compared with what the device shows. Whoever learnt the token and
+    comes with another key gets nothing by that yes.
 
     Raises:
-        NotAuthorisedError: it was refused, or has its certificate.
+        NotAuthorisedError: it was refused, has its certificate, or comes with another key than at first.
 
     """
     row = await devices.find(connection, token.used_by, lock=True)
+    if not hmac.compare_digest(row.key_digest, key):
+        raise NotAuthorisedError("this device asked with another key", hint="revoke it, and give it a new token")
     if row.certificate_expires is not None:
         raise NotAuthorisedError("this token does not enrol anybody", hint="ask for a new one")
     if row.state == State.PENDING:

@@ -33,6 +33,7 @@ _COLUMNS: Final = (
     _device.replaces,
     _device.created,
     _device.changed,
+    _device.key_digest.label("key"),
     _seen.last_seen,
     _seen.state.label("reported"),
     _seen.agent,

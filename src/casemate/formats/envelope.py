@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -114,6 +114,16 @@ class VerifiedCommand(msgspec.Struct, frozen=True):
     digest: str
 
 
+class RefusedCommandError(UntrustedDataError):
+    """A command that our fleet signed for this device and that it will never obey: it is told so, with the reason."""
+
+    def __init__(self, message: str, *, check: str, command: Command, digest: str, hint: str = "") -> None:
+        """Keep what an answer needs."""
+        super().__init__(message, check=check, hint=hint)
+        self.command = command
+        self.digest = digest
+
+
 class VerifiedAnswer(msgspec.Struct, frozen=True):
     """An answer that the device it names has signed."""
 
@@ -197,6 +207,7 @@ def verify_command(
 
     Raises:
         UntrustedDataError: the first check of the table above that fails.
+        RefusedCommandError: the same, for the last three: its sender is our fleet, and may know.
 
     """
     envelope = parse(raw, COMMAND_TYPE)
@@ -206,16 +217,17 @@ def verify_command(
         raise UntrustedDataError("a command of another fleet", check="command-fleet")
     if command.device != device:
         raise UntrustedDataError("a command for another device", check="command-device")
+    known: dict[str, Any] = {"command": command, "digest": envelope.digest}
     if command.sequence <= after:
-        raise UntrustedDataError(f"command {command.sequence} came after command {after}", check="command-sequence")
+        late = f"command {command.sequence} came after command {after}"
+        raise RefusedCommandError(late, check="command-sequence", **known)
     if command.expires < earliest:
-        raise UntrustedDataError(f"command {command.sequence} has expired", check="command-expired")
+        raise RefusedCommandError(f"command {command.sequence} has expired", check="command-expired", **known)
     try:
         verb = Verb(command.verb)
     except ValueError:
-        raise UntrustedDataError(
-            f"this device knows no command {command.verb!r}", check="command-verb", hint="update casemate"
-        ) from None
+        strange = f"this device knows no command {command.verb!r}"
+        raise RefusedCommandError(strange, check="command-verb", hint="update casemate", **known) from None
     return VerifiedCommand(command, verb, envelope.digest)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import hashlib
 import hmac
 import secrets
 from typing import Final, Protocol
@@ -118,7 +119,14 @@ def _certificate(
 ) -> list[Certificate]:
     body = base64.b64encode(client_certificate.make_request(key))
     kind = {"content-type": "application/pkcs10", "content-transfer-encoding": "base64"}
-    issued = _pkcs7(client.request("POST", path, body, {**kind, **headers}))
+    reply = client.request("POST", path, body, {**kind, **headers})
+    if reply.status == _ACCEPTED:
+        asked = hashlib.sha256(key.public.der()).hexdigest()
+        raise NotAuthorisedError(
+            f"the fleet's operator has to approve this device, whose key is {asked}",
+            hint="have them compare it with what they see; then run this again, with the same token",
+        )
+    issued = _pkcs7(reply)
     leaf = issued[0]
     if leaf.public.der() != key.public.der() or not leaf.device:
         raise UntrustedDataError("the certificate is not for this device's key", check="certificate-key")
@@ -172,10 +180,6 @@ def _charter(client: FleetClient, url: str, root: Certificate) -> tuple[Verified
 
 
 def _pkcs7(reply: Reply) -> list[Certificate]:
-    if reply.status == _ACCEPTED:
-        raise NotAuthorisedError(
-            "the fleet's operator has to approve this device", hint="run this again, with the same token, afterwards"
-        )
     if reply.status in _REFUSED:
         raise NotAuthorisedError(
             "the fleet refused the token: it was used before, has ended, or was revoked", hint="ask for a new one"

@@ -18,7 +18,7 @@ from casemate.clock import SystemClock
 from casemate.crypto import client_certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import BusyError, PolicyDeniedError, UntrustedDataError, UsageError
-from casemate.fleet import alerts, backup, devices, enrolment, listing, serve, webhook
+from casemate.fleet import alerts, backup, commands, devices, enrolment, listing, serve, webhook
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.console import Console
@@ -381,3 +381,52 @@ def test_a_hundred_thousand_rows_come_in_pages_of_one_order(tmp_path, kind):
 )
 def test_people_open_a_name_where_devices_may_have_only_an_address(names, origin):
     assert serve.relying_party(Settings("f", "sqlite://", names=names), port=8443).origin == origin
+
+
+def test_what_must_hold_and_was_refused_is_ordered_again_and_nothing_else_is(kind, tmp_path):
+    async def work():
+        clock = Clock()
+        async with opened(tmp_path / "fleet", databases.new(kind, tmp_path), clock) as fleet:
+            signer, command = commander(fleet), tables.command
+            for asset, event in (("lost", Event.WIPE), ("cut", Event.QUARANTINE), ("free", Event.QUARANTINE)):
+                name = await add(fleet, asset)
+                async with fleet.store.write() as connection:
+                    await devices.apply(connection, fleet.audit, name, Change(event, "Ada", clock.wall()), signer)
+            async with fleet.store.write() as connection:
+                await devices.apply(connection, fleet.audit, "free", Change(Event.RELEASE, "Ada", clock.wall()), signer)
+                refused = sa.update(command).values(state="failed", finished=clock.wall())
+                await connection.execute(refused)
+
+            async def sweep():
+                async with fleet.store.write() as connection:
+                    await signer.renew(connection, clock.wall())
+                    rows = await connection.execute(
+                        sa.select(tables.device.c.asset, command.c.verb, command.c.sequence)
+                        .join_from(command, tables.device)
+                        .where(command.c.state == "waiting")
+                        .order_by(tables.device.c.asset)
+                    )
+                    return [tuple(row) for row in rows]
+
+            assert await sweep() == [], "not at once: it would be refused again"
+            clock.ahead += commands.REPEAT + 1
+            assert await sweep() == [("cut", "quarantine", 2), ("lost", "wipe", 2)]
+            assert await sweep() == [("cut", "quarantine", 2), ("lost", "wipe", 2)], "once"
+
+    asyncio.run(work())
+
+
+def test_a_device_is_found_by_the_tag_it_carried_last(kind, tmp_path):
+    async def work():
+        async with opened(tmp_path / "fleet", databases.new(kind, tmp_path), Clock()) as fleet:
+            first = await add(fleet, "till-1")
+            second = await add(fleet, "till-1")
+            async with fleet.store.write() as connection:
+                assert (await devices.find(connection, "till-1")).id == second, "the one that carries it"
+                gone = sa.update(tables.device).where(tables.device.c.id == second)
+                await connection.execute(gone.values(state="wiped"))
+                assert (await devices.find(connection, "till-1")).id == second, "the last that did"
+                assert (await listing.show(connection, "till-1", 1.0))["state"] == "wiped"
+                assert (await devices.find(connection, first)).state == "replaced"
+
+    asyncio.run(work())

@@ -18,7 +18,7 @@ from casemate.device import admin, apart
 from casemate.device.fleet import membership, orders
 from casemate.device.fleet.membership import Member, Place
 from casemate.device.fleet.orders import OrdersFile, State
-from casemate.device.home import Home, owner_of
+from casemate.device.home import Home, owner_of, write_atomic
 from casemate.device.process import drop_privileges
 from casemate.device.record import record
 from casemate.device.usage import choice, diary
@@ -51,17 +51,32 @@ def enrol(home: Home, url: str, token: Token, root_pem: bytes | None, clock: Clo
     home.create()
     if membership.is_member(home):
         raise BusyError("this device belongs to a fleet already", hint="`casemate device leave` first")
-    joined = _join(url, token, root_pem, tpm)
+    joined = _join(url, token, root_pem, tpm, _asking_key(home))
     OrdersFile(home).write(orders.first(joined.member.since))
     membership.write_identity(home, joined.place, key=joined.key, certificate=joined.certificate)
     membership.write_member(home, joined.member)
+    membership.overwrite_and_remove(home.fleet / membership.ASKING)
     _tell(home, event.fleet_joined(fleet=joined.member.fleet, device=joined.member.device, now=clock.wall()))
     return joined.member
 
 
-def _join(url: str, token: Token, root_pem: bytes | None, tpm: str) -> _Joined:
+def _asking_key(home: Home) -> EcKey:
+    """Return the key to ask with, the same until it is let in: an operator says yes to a key, not to who comes next.
+
+    Raises:
+        OperationError: it cannot be kept.
+
+    """
+    path = home.fleet / membership.ASKING
+    with contextlib.suppress(FileNotFoundError, UntrustedDataError):
+        return client_certificate.key_from_pem(path.read_bytes())
+    key = EcKey.generate()
+    write_atomic(path, client_certificate.key_to_pem(key))
+    return key
+
+
+def _join(url: str, token: Token, root_pem: bytes | None, tpm: str, key: EcKey) -> _Joined:
     def work() -> tuple[_Joined, Mapping[str, int]]:
-        key = EcKey.generate()
         root = client_certificate.from_pem(root_pem)[0] if root_pem else None
         with contextlib.ExitStack() as held:
             chip = held.enter_context(tss.open_tpm(tpm)) if tpm else None  # the link's uid may not open it

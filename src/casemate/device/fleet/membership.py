@@ -26,6 +26,8 @@ from casemate.formats.envelope import DeviceId, FleetId, Moment
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 MEMBER: Final = "member.json"
+ASKING: Final = "asking.key"
+"""The key of a device that asked to join and is not in yet; root's, or the user's."""
 LINK: Final = "link.json"
 KEY: Final = "device.key"
 CERTIFICATE: Final = "device.crt"
@@ -108,7 +110,7 @@ def write_member(home: Home, member: Member) -> None:
 
 def forget(home: Home) -> None:
     """End the membership on this side: the member file first, then everything else, leases on its keys too."""
-    for folder, names in ((home.fleet, (MEMBER,)), (home.link, (KEY, CERTIFICATE, LINK))):
+    for folder, names in ((home.fleet, (MEMBER, ASKING)), (home.link, (KEY, CERTIFICATE, LINK))):
         for name in names:
             overwrite_and_remove(folder / name)
     for kept in (home.path / "attester" / "leases").glob("*"):

@@ -8,6 +8,7 @@ QUARANTINED    ping attest   QUARANTINED    answered
 QUARANTINED    quarantine    QUARANTINED    done again: it must hold
 QUARANTINED    release       SERVING        the fence falls, vault and engines start
 any but WIPED  wipe          WIPING         keys are destroyed, then it is proven, then the device's own key goes
+WIPING         wipe          WIPING         answered: a fleet that missed the proof orders it again
 WIPING         (proven)      WIPED          nothing is left to do: this device serves nothing, ever
 WIPING WIPED   the rest      -              refused
 
@@ -57,7 +58,7 @@ NEXT: Final[dict[State, dict[Verb, State]]] = {
         Verb.RELEASE: State.SERVING,
         Verb.WIPE: State.WIPING,
     },
-    State.WIPING: {},
+    State.WIPING: {Verb.WIPE: State.WIPING},
     State.WIPED: {},
 }
 

@@ -46,6 +46,7 @@ class Device(BaseModel):
     replaces: str | None
     created: float
     changed: float
+    key: str
 
 
 class DevicePage(BaseModel):
