@@ -76,6 +76,7 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
             assert device.cli(*added, "L3", check=False).returncode == 11  # the fleet gives this key to L2 already
             device.cli(*added, "L2")
         with running(home, "--model", MODEL, environ=extra) as device:
+            server.cli("device", "attest", "till-7")
             until(lambda: (device.refresh()["fleet"] or {}).get("attestation") == "warning", WITHIN)
             learn()  # what it serves is measured, and must be known for the next lease
         shorten(server)

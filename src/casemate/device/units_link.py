@@ -27,8 +27,8 @@ from casemate.formats import ipc
 
 JOIN_WITHIN: Final = 10.0
 TAKE_WITHIN: Final = 60.0
-_UNITLESS: Final = frozenset({"link"})
-"""Roles that have no unit yet: an installation makes no user for them."""
+_YOUNG: Final = frozenset({"link", "attester"})
+"""Roles that an older installation made no user for: a device that needs none of them runs without."""
 _JOIN_LIMIT: Final = 1024
 _MAX_HANDSHAKES: Final = 32
 _GONE_WITHIN: Final = 2.0
@@ -257,12 +257,12 @@ def role_uids() -> dict[str, int]:
 
     """
     found = {}
-    for role in ("journal", "vault", "gateway", "engine", "link", "update"):
+    for role in ("journal", "vault", "gateway", "engine", "link", "update", "attester"):
         name = f"casemate-{role}"
         try:
             found[role] = pwd.getpwnam(name).pw_uid
         except KeyError:
-            if role in _UNITLESS:
+            if role in _YOUNG:
                 continue
             raise OperationError(f"no system user {name}", hint="run `casemate service install`") from None
     return found

@@ -85,6 +85,8 @@ class Vault:
 
     def wrap(self, request: ipc.WrapKey, fds: list[int]) -> ipc.KeyWrapped | ipc.ReleaseRefused:
         """Wrap the data key of a container that is being made (first descriptor) under a leased key (second)."""
+        if not request.keyed:
+            return ipc.ReleaseRefused(request.id, "failed", "there is no key to wrap with", exit_code=1)
         try:
             with _leased(fds[1]) as leased, _data_key(fds[0]) as data_key:
                 assert leased

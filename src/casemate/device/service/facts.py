@@ -23,6 +23,10 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recovery: bool
     on_trial: bool = False
     """The models are those of a generation on trial."""
+    gates: dict[str, str] = {}
+    """What the fleet calls a gated model, by model name."""
+    digests: dict[str, str] = {}
+    """SHA-256 (hex) of the policy file of each app, for a TPM to measure."""
     policies: dict[str, str] = {}
     guard: bytes = b""
     """What the generation says about apps, and the guard's data."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from casemate.device.service.table import ENGINE_ROOT, UNITS, USERS, Rows, Unit, Value
+from casemate.device.service.table import ENGINE_ROOT, TPM_GROUP, UNITS, USERS, Rows, Unit, Value
 from casemate.errors import UsageError
 
 UNIT_DIRECTORY: Final = "/etc/systemd/system"
@@ -26,6 +26,7 @@ _HOME_PARTS: Final = (
     ("/update", "0700", "casemate-update", "casemate-update"),
     ("/fleet", "0700", "casemate-agent", "casemate-agent"),
     ("/link", "0700", "casemate-link", "casemate-link"),
+    ("/attester", "0700", "casemate-attester", "casemate-attester"),
     ("/run", "0711", "casemate-agent", "casemate-agent"),
     ("/run/link", "0711", "casemate-agent", "casemate-agent"),
 )
@@ -107,6 +108,7 @@ def _filled(value: Value, place: Place) -> Iterator[str]:
 
 def _sysusers(place: Place) -> str:
     rows = [f'u casemate-{role} - "Casemate {role}" {place.home} -\n' for role in USERS]
+    rows += [f"g {TPM_GROUP} -\n", f"m casemate-attester {TPM_GROUP}\n"]
     return "# Made by `casemate service install`.\n" + "".join(rows)
 
 

@@ -65,13 +65,14 @@ def _make(
         home=home,
         settings=settings,
         models=tuple(
-            ServedModel(name, path, container=generation.container(name, Path(path)))
+            ServedModel(name, path, container=generation.container(name, Path(path)), gate=facts.gates.get(name, ""))
             for name, path in facts.models.items()
         ),
         **startup.open_doors(held, settings),
         owner_public=base64.b64encode(facts.owner_public).decode(),
         unlock={},  # the vault brings its own
         policy=ipc.TakePolicy(facts.policies, facts.guard),
+        policies=facts.digests,
         on_trial=facts.on_trial,
         notes={"version": __version__, "recovery": facts.recovery, "units": True},
         member=member,

@@ -14,6 +14,7 @@ from typing import Final
 from casemate import keystores
 from casemate.config import Settings
 from casemate.device import generation, migrate, models, startup
+from casemate.device.apps import AppStore
 from casemate.device.attach import LINK_SOCKET
 from casemate.device.fleet import orders
 from casemate.device.fleet.membership import overwrite_and_remove
@@ -61,8 +62,17 @@ def _prepare(home: Home, settings: Settings) -> Facts:
         boot = generation.boot(home, settings)
         served = serve_list(home, settings, boot)
         keys = keystores.describe(home, sources)
-        policy = boot.policy
-        facts = Facts(SCHEMA, served, keys.owner_public, keys.recovery, boot.trial, dict(policy.apps), policy.guard)
+        facts = Facts(
+            SCHEMA,
+            served,
+            keys.owner_public,
+            keys.recovery,
+            boot.trial,
+            gates=_gates(home, served),
+            digests=AppStore(home).policy_digests(),
+            policies=dict(boot.policy.apps),
+            guard=boot.policy.guard,
+        )
         hand_over(home)
         open_run(home)
         write_atomic(home.run / FILE_NAME, encode(facts), mode=0o600, owner=owner_of("agent"))
@@ -101,6 +111,12 @@ def serve_list(home: Home, settings: Settings, boot: generation.Booted = generat
             hint="add one with `casemate model add FILE`, then start casemate.target again",
         )
     return {name: held[name] for name in dict.fromkeys(names)}
+
+
+def _gates(home: Home, served: dict[str, str]) -> dict[str, str]:
+    """Return what the fleet calls each gated model that is served."""
+    gates = {str(model.path): model.gate.model for model in models.list_models(home) if model.gate}
+    return {name: gates[path] for name, path in served.items() if path in gates}
 
 
 def open_run(home: Home) -> None:

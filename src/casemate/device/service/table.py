@@ -14,11 +14,16 @@ from typing import Final
 Value = str | tuple[str, ...]
 Rows = Mapping[str, Value]
 
-USERS: Final = ("agent", "vault", "engine", "gateway", "journal", "update", "link")
+USERS: Final = ("agent", "vault", "engine", "gateway", "journal", "update", "link", "attester")
 """Roles that are a system user `casemate-<role>` of their own."""
 
 ENGINE_ROOT: Final = "/var/lib/casemate-engine"
 """An empty directory: the engine's `/`, filled with what its unit binds there."""
+
+TPM: Final = "/dev/tpmrm0"
+"""The kernel's resource manager: several programs may take turns."""
+
+TPM_GROUP: Final = "tss"
 
 OWN_FENCES: Final = "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 """What the engine confines itself with; the group @sandbox is younger than systemd 252."""
@@ -95,7 +100,7 @@ class Unit:
     ceiling: float | None = None
 
 
-def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> Unit:
+def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5, unit: Rows | None = None) -> Unit:
     template = role == "engine"
     return Unit(
         name=f"casemate-{role}{'@' if template else ''}.service",
@@ -104,6 +109,7 @@ def _linked(role: str, description: str, own: Rows, *, ceiling: float = 1.5) -> 
             "After": "casemate-setup.service",
             "PartOf": "casemate.target",  # not of the agent: when it restarts, its leashes end what it had
             "StartLimitIntervalSec": "0",  # the agent decides how often: a process it does not want only waits
+            **(unit or {}),
         },
         service={
             **COMMON,
@@ -265,6 +271,21 @@ LINK: Final = _linked(
     },
 )
 
+ATTESTER: Final = _linked(
+    "attester",
+    "Casemate: the TPM",
+    {
+        # The only unit that reaches a device node, and only this one; sysusers puts its user into the node's group.
+        "PrivateDevices": "no",
+        "DeviceAllow": f"{TPM} rw",
+        "PrivateUsers": "no",  # inside a user namespace that group would mean nobody
+        "BindPaths": "{home}/attester",
+        "LimitMEMLOCK": "infinity",  # keys stay out of swap
+        "MemorySwapMax": "0",
+    },
+    unit={"ConditionPathExists": TPM},
+)
+
 FENCE: Final = Unit(
     name="casemate-fence.service",
     description="Casemate: the network of a device in quarantine",
@@ -305,7 +326,7 @@ TARGET: Final = Unit(
     description="Casemate: a language model, kept safe",
     unit={
         "Wants": " ".join(
-            unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY, LINK, UPDATE_TIMER, FENCE_PATH)
+            unit.name for unit in (SETUP, AGENT, JOURNAL, VAULT, GATEWAY, LINK, ATTESTER, UPDATE_TIMER, FENCE_PATH)
         ),
         "After": "casemate-agent.service",
     },
@@ -320,6 +341,7 @@ UNITS: Final = (
     VAULT,
     GATEWAY,
     LINK,
+    ATTESTER,
     ENGINE,
     UPDATE,
     UPDATE_TIMER,

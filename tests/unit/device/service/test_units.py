@@ -133,6 +133,7 @@ def test_each_process_sees_its_own_part_of_the_home_and_no_other():
     parts = {
         "agent": {"run", "fleet"},
         "link": {"link"},
+        "attester": {"attester"},
         "fence": {"fleet"},
         "journal": {"journal"},
         "vault": {"keystore", "models"},
@@ -146,6 +147,7 @@ def test_each_process_sees_its_own_part_of_the_home_and_no_other():
         table.VAULT,
         table.GATEWAY,
         table.LINK,
+        table.ATTESTER,
         table.ENGINE,
         table.UPDATE,
         table.FENCE,
@@ -157,6 +159,13 @@ def test_each_process_sees_its_own_part_of_the_home_and_no_other():
         assert seen - {"run"} == parts[role] - {"run"}
         hidden = rows["TemporaryFileSystem"] == ["/var/lib/casemate:ro,mode=0755"] or "RootDirectory" in rows
         assert hidden
+
+
+def test_only_the_attester_reaches_a_device_node_and_only_the_tpm():
+    assert {unit.name for unit in SERVICES if service_rows(unit)["PrivateDevices"] != ["yes"]} == {table.ATTESTER.name}
+    assert service_rows(table.ATTESTER)["DeviceAllow"] == ["/dev/tpmrm0 rw"]
+    assert f"ConditionPathExists={table.TPM}" in text_of(table.ATTESTER)  # no TPM: nothing waits, nothing fails
+    assert "m casemate-attester tss\n" in render.files(LOOPBACK)[render.SYSUSERS_FILE]
 
 
 def test_keys_reach_the_vault_as_credentials_and_nobody_else():
