@@ -51,9 +51,29 @@ def trust(
         ask("forget how far this device has come, and so take older releases again?")
     fd = _open(root)
     first = run.FirstTrust(fd, url, channel, pin, accept_clock=accept_clock, forget_floors=forget_floors)
+    anew = forget_floors or not _has_floors()
     result = _run(lambda desk: run.trust(desk, first), opens=False)
+    if anew:
+        _begin_counting()
     _record_trust(result)
     emit(result, as_json=as_json, text=f"{style('trusted', 'good')} {result['url']}  channel {result['channel']}")
+
+
+def _has_floors() -> bool:
+    from casemate import config
+    from casemate.device.home import Home
+    from casemate.device.update.floors import FileFloorStore
+
+    return FileFloorStore(Home(config.home_path()).update).exists
+
+
+def _begin_counting() -> None:
+    """Have the TPM, where there is one, count from here on how often a good update raised the floors."""
+    from casemate import config
+    from casemate.device.home import Home
+    from casemate.device.update import counted
+
+    counted.begin_anew(Home(config.home_path()).update, config.load()["keystore.tpm"])
 
 
 def _record_trust(result: Result) -> None:

@@ -233,6 +233,15 @@ class Agent:
         """Hear where an update stands."""
         self._duty.stands(facts)
 
+    async def raise_floor(self, number: int) -> None:
+        """Have the TPM's counter of updates raised to *number*.
+
+        Raises:
+            CasemateError: there is no TPM, or it did not.
+
+        """
+        await self._duty.raise_floor(number)
+
     # -- what the command line asks -----------------------------------------------------------------------------------
 
     async def answer(self, ask: ipc.Ask) -> dict[str, Any]:

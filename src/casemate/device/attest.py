@@ -114,14 +114,23 @@ class Attestation:
         assert isinstance(held, ipc.KeyHeld)
         return held.seconds
 
-    async def drop_keys(self) -> None:
-        """Have the attester forget every lease.
+    async def drop_keys(self, *, forever: bool = False) -> None:
+        """Have the attester forget every lease; *forever*: and take our counters out of the TPM, for a wipe.
 
         Raises:
-            OperationError: it did not say that it did.
+            CasemateError: it did not say that it did.
 
         """
-        await self._ask(ipc.DropKeys(self._next()))
+        await self._ask(ipc.DropKeys(self._next(), forever))
+
+    async def raise_floor(self, number: int) -> None:
+        """Have the counter of updates raised to *number*.
+
+        Raises:
+            CasemateError: it was not.
+
+        """
+        await self._ask(ipc.RaiseFloor(self._next(), number))
 
     async def judge(self, fleet: Fleet, *, wait: bool = False) -> None:
         """Answer a challenge of the fleet and keep what it came to; one at a time, and not again unless *wait*."""

@@ -101,6 +101,17 @@ class Duty:
         if self.attestation and self.respondent:
             self.spawn(self.attestation.judge(self.respondent))
 
+    async def raise_floor(self, number: int) -> None:
+        """Have the TPM's counter of updates raised to *number*.
+
+        Raises:
+            CasemateError: there is no TPM, or it did not.
+
+        """
+        if self.attestation is None:
+            raise OperationError("this device has no TPM")
+        await self.attestation.raise_floor(number)
+
     # -- keys of gated models
 
     async def ask_key(self, model: str) -> tuple[int, str]:
@@ -270,6 +281,9 @@ class Duty:
             vault = await self._processes.start("vault", settings, {})
             gone = msgspec.convert(vault.facts, Destroyed)
             await self._processes.children.pop("vault").stop(STOP_GRACE)
+        if self.attestation:
+            with contextlib.suppress(CasemateError):
+                await self.attestation.drop_keys(forever=True)
         shredded = await self._processes.launchers.shred_keyfile()
         return msgspec.structs.replace(gone, keyfile=gone.keyfile or shredded)
 

@@ -55,13 +55,14 @@ def boot(home: Home, settings: Settings) -> Booted:
     """Decide what this start serves; a trial has one try less when this returns.
 
     Raises:
-        UntrustedDataError: no generation proves itself, or the state or the floors were changed.
+        UntrustedDataError: no generation proves itself, or the state or the floors were changed or are old ones.
 
     """
     if not traces.has_any(home.update):
         return NOTHING
-    from casemate.device.update import desk, kinds  # noqa: PLC0415 - only a device that takes updates pays for it
+    from casemate.device.update import counted, desk, kinds  # noqa: PLC0415 - only a device that takes updates pays
 
+    counted.hold(home.update, settings["keystore.tpm"])
     names = tuple(containers.names(home))
     with rights_of_owner(home.update):
         store = desk.store(home.update, settings, lambda: names)

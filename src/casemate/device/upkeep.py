@@ -76,6 +76,10 @@ class Supervisor(Protocol):
         """Return the vault's answer; raises ChildDied."""
         ...
 
+    async def raise_floor(self, number: int) -> None:
+        """Have the TPM's counter of updates raised to *number*; raises OperationError."""
+        ...
+
     async def append(self, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Journal *events*."""
         ...
@@ -131,21 +135,27 @@ class Upkeep:
                 return {**self._agent.status(), "owner": self._agent.plan.owner_public}
             if ask.verb == "record":
                 return await self._agent.append(own_events(ask.args["events"]))
-            if ask.verb == "serve":
-                return await self._serve(msgspec.convert(ask.args["model"], Wanted))
-            if ask.verb == "drop":
-                return await self._drop(str(ask.args["name"]))
-            if ask.verb == "policy":
-                return self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
             if ask.verb == "direction":
                 return self._agent.direction()
             if ask.verb == "stands":
                 self._agent.stands(ask.args)
                 return {}
-            if ask.verb == "rehearse":
-                return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
+            if ask.verb == "floor":
+                await self._agent.raise_floor(int(ask.args["number"]))
+                return {}
+            return await self._change_serving(ask)
         except msgspec.ValidationError as error:
             raise OperationError(f"wrong arguments: {error}") from error
+
+    async def _change_serving(self, ask: ipc.Ask) -> dict[str, Any]:
+        if ask.verb == "serve":
+            return await self._serve(msgspec.convert(ask.args["model"], Wanted))
+        if ask.verb == "drop":
+            return await self._drop(str(ask.args["name"]))
+        if ask.verb == "policy":
+            return self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
+        if ask.verb == "rehearse":
+            return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
         raise OperationError(f"the agent has no verb {ask.verb!r}")
 
     # -- engines

@@ -347,9 +347,24 @@ class UseKey(Message, frozen=True, tag="use_key"):
 
 
 class DropKeys(Message, frozen=True, tag="drop_keys"):
-    """Agent: forget every lease."""
+    """Agent: forget every lease; *forever*: and take our counters, which keys are sealed to, out of the TPM."""
 
     id: int
+    forever: bool = False
+
+
+class RaiseFloor(Message, frozen=True, tag="raise_floor"):
+    """Agent: an update was found good: raise its counter to *number*."""
+
+    id: int
+    number: int
+
+
+class FloorRaised(Message, frozen=True, tag="floor_raised"):
+    """Attester: the counter shows *number*."""
+
+    id: int
+    number: int
 
 
 class KeyBegun(Message, frozen=True, tag="key_begun"):
@@ -685,8 +700,8 @@ def descriptors(message: Message) -> int:
     return 1 if isinstance(message, UseKey | Weights | EngineUp | Attach | Transcode) else 0
 
 
-ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys
-FromAttester = Measured | Quoted | KeyBegun | KeyHeld | AttesterRefused
+ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys | RaiseFloor
+FromAttester = Measured | Quoted | KeyBegun | KeyHeld | FloorRaised | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | KeyWrapped | ReleaseRefused
 ToJournalProcess = Attach | ProveLog | KeepWitnessed

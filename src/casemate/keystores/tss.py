@@ -28,6 +28,8 @@ COUNTER: Final = 0x01800100
 _KINDS: Final = ("device", "swtpm", "mssim", "tabrmd")
 _TRANSIENT: Final = 0x80000000
 _COUNTER_BYTES: Final = 8
+_APPROVED_AHEAD: Final = 1
+"""How far above the counter an approval's limit is (`keystores.tpm`)."""
 _SOFTWARE_VENDORS: Final = (b"SW", b"xCG")  # swtpm, and Microsoft's simulator
 _ATTESTATION_KEY: Final = "ecc256:ecdsa-sha256:null"
 _SEALED_TEXT: Final = "keyedhash"
@@ -182,6 +184,18 @@ class Tpm:
         handle = self._counter(index)
         with _said("raise the counter", self._t):
             self._e.nv_increment(handle, auth_handle=handle)
+
+    def undefine_counter(self, index: int = COUNTER) -> None:
+        """Take the counter away: what is sealed to it never opens again. One that is not there needs nothing.
+
+        It is raised first: made again it starts one above its last value, and approvals allow one more.
+        """
+        with contextlib.suppress(NotFoundError):
+            for _ in range(_APPROVED_AHEAD + 1):
+                self.increment(index)
+            handle = self._counter(index)
+            with _said("take its counter away", self._t):
+                self._e.nv_undefine_space(handle)
 
     def _counter(self, index: int) -> Any:
         try:

@@ -17,6 +17,7 @@ from casemate.device.attester.book import Book
 from casemate.device.attester.keys import KeyRing
 from casemate.device.channel import ChannelClosed
 from casemate.device.process import Child, boot
+from casemate.device.update import counted
 from casemate.errors import CasemateError, UntrustedDataError
 from casemate.formats import evidence, ipc, lease
 from casemate.formats.evidence import Event
@@ -47,8 +48,14 @@ class Attester:
                 return ipc.KeyBegun(request.id, self._keys.begin(request.model))
             if isinstance(request, ipc.DropKeys):
                 self._keys.drop()
+                if request.forever:
+                    with tss.open_tpm(self._tcti) as chip:
+                        for counter in (tss.COUNTER, counted.COUNTER):
+                            chip.undefine_counter(counter)
                 return ipc.KeyHeld(request.id)
             with tss.open_tpm(self._tcti) as chip:
+                if isinstance(request, ipc.RaiseFloor):
+                    return ipc.FloorRaised(request.id, counted.reach(chip, request.number))
                 if isinstance(request, ipc.Measure):
                     events = [_event(row) for row in request.events]
                     self._book.measure(chip, events)

@@ -60,12 +60,12 @@ class Desk:
     @property
     def store(self) -> GenerationStore:
         """Return the store of generations."""
-        return store(self.directory, self.settings, self.port.containers, clock=self.clock)
+        return store(self.directory, self.settings, self.port.containers, clock=self.clock, rose=self.port.count_commit)
 
     @property
     def floors(self) -> FileFloorStore:
-        """Return the floors."""
-        return FileFloorStore(self.directory)
+        """Return the floors; the TPM of a running device counts what raises them."""
+        return FileFloorStore(self.directory, rose=self.port.count_commit)
 
     def client(self, source: Source) -> Client:
         """Return who verifies what *source* gives.
@@ -148,10 +148,18 @@ class _NoFloors(FileFloorStore):
 
 
 def store(
-    directory: Path, settings: Settings, containers: Callable[[], tuple[str, ...]], *, clock: Clock | None = None
+    directory: Path,
+    settings: Settings,
+    containers: Callable[[], tuple[str, ...]],
+    *,
+    clock: Clock | None = None,
+    rose: Callable[[int], None] = lambda _count: None,
 ) -> GenerationStore:
-    """Return the store of generations in *directory*; *containers* names the model containers that are there."""
-    floors = FileFloorStore(directory)
+    """Return the store of generations in *directory*; *containers* names the model containers that are there.
+
+    *rose*: see `FileFloorStore`.
+    """
+    floors = FileFloorStore(directory, rose=rose)
     if not floors.exists and not traces.has_any(directory):
         floors = _NoFloors(directory)
     return GenerationStore(directory, floors, containers, clock=clock, soak_seconds=settings["update.soak"])

@@ -3,7 +3,8 @@
 A plain TUF client keeps its rollback protection in its metadata cache: whoever deletes the cache may replay any old
 repository that has not expired. These floors lie beside the cache, under a MAC, and are raised before anything that
 new metadata names is used. Without hardware they are "software only": the key lies on the same disk, so they stop who
-edits, deletes or replays files, not who restores a whole older disk.
+edits, deletes or replays files, not who restores a whole older disk. With a TPM its counter knows how often they were
+raised by a good update, and an older copy of them is refused (`device.update.counted`).
 
 A floor is never lowered, with one exception that TUF (5.3.11) needs to recover from a fast-forward attack: when a newer
 root names other online keys, the versions those keys had vouched for count no more.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final, Protocol
 
@@ -30,6 +31,7 @@ LIMIT: Final = 512 * 1024
 ROLE_LIMIT: Final = 1024
 ARTEFACT_LIMIT: Final = 256
 SOFTWARE: Final = "software only"
+COUNTED: Final = "counted by the TPM"
 _LABEL: Final = "floors"
 _WAY_OUT: Final = (
     "somebody changed the device's files: find out who; then give first trust again with "
@@ -47,7 +49,8 @@ class Floors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `versions` maps metadata roles to the newest version seen, `security` maps `kind/name` to the least security version
     that may run, `clock` is the latest second known to have passed. `trust` is the digest of the first root they belong
-    to, `online` that of the timestamp and snapshot keys which vouched for `versions`.
+    to, `online` that of the timestamp and snapshot keys which vouched for `versions`. `commits` counts how often
+    `security` rose; where a TPM holds them, its counter is to be `base` and as many more.
     """
 
     trust: Digest = ""
@@ -55,6 +58,13 @@ class Floors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: Annotated[dict[Role, Number], msgspec.Meta(max_length=ROLE_LIMIT)] = {}
     security: Annotated[dict[Artefact, Number], msgspec.Meta(max_length=ARTEFACT_LIMIT)] = {}
     clock: Number = 0
+    commits: Number = 0
+    base: Number | None = None
+
+    @property
+    def counter(self) -> int | None:
+        """What the TPM's counter is to show; None: no TPM holds these."""
+        return None if self.base is None else self.base + self.commits
 
     def security_of(self, kind: str, name: str) -> int:
         """Return the least security version that may run of an artefact."""
@@ -62,7 +72,7 @@ class Floors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FloorStore(Protocol):
-    """Keeps floors. A TPM's counter will be another one."""
+    """Keeps floors."""
 
     @property
     def kind(self) -> str:
@@ -116,12 +126,15 @@ def raised(old: Floors, wanted: Floors) -> Floors:
     kept = {} if _is_recovery(old, wanted) else dict(old.versions)
     if "root" in old.versions:
         kept["root"] = old.versions["root"]
+    security = _highest(old.security, wanted.security)
     return Floors(
         trust=wanted.trust or old.trust,
         online=wanted.online or old.online,
         versions=_highest(kept, wanted.versions),
-        security=_highest(old.security, wanted.security),
+        security=security,
         clock=max(old.clock, wanted.clock),
+        commits=old.commits + (security != old.security),
+        base=old.base,
     )
 
 
@@ -156,12 +169,19 @@ def _highest(one: dict[str, int], two: dict[str, int]) -> dict[str, int]:
 class FileFloorStore:
     """Floors in a file, under a key in another: `floors` and `floors.key` in *directory*."""
 
-    kind = SOFTWARE
+    def __init__(self, directory: Path, *, rose: Callable[[int], None] = lambda _count: None) -> None:
+        """Keep them in *directory*; files belong to whoever writes them.
 
-    def __init__(self, directory: Path) -> None:
-        """Keep them in *directory*; files belong to whoever writes them."""
+        *rose* is told what the TPM's counter is to show, whenever a good update raised them.
+        """
         self.path = directory / "floors"
         self.key_path = directory / "floors.key"
+        self._rose = rose
+
+    @property
+    def kind(self) -> str:
+        """What holds them, as `status` shows it."""
+        return SOFTWARE if self.read().counter is None else COUNTED
 
     def begin(self, floors: Floors) -> None:
         """Begin with *floors*, whatever was there before. Only first trust does this.
@@ -195,7 +215,21 @@ class FileFloorStore:
             new = raised(old, wanted)
             if new != old:
                 self._write(key, new)
-            return new
+        if new.commits != old.commits and new.counter is not None:
+            self._rose(new.counter)  # durable first: a counter that is behind catches up at the next start
+        return new
+
+    def rebase(self, base: int) -> None:
+        """Have a TPM's counter, which shows *base* now, hold them from here on.
+
+        Raises:
+            UntrustedDataError: as `read`.
+            OperationError: they cannot be written.
+
+        """
+        with self._locked() as key:
+            floors = self._read(key)
+            self._write(key, msgspec.structs.replace(floors, base=base, commits=0))
 
     def accept_clock(self, now: int) -> None:
         """Set the clock's floor; see `FloorStore`."""

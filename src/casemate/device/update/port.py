@@ -7,6 +7,7 @@ only a running device has models to serve and prompts to rehearse.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import socket
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from casemate.device.channel import Channel, ChannelClosed
 from casemate.device.children import rebuild
 from casemate.device.fleet import direction
 from casemate.device.fleet.direction import Direction
-from casemate.errors import OperationError, UntrustedDataError
+from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import ipc, manifest
 from casemate.formats.event import Event
 from casemate.formats.manifest import SealedPart
@@ -123,6 +124,11 @@ class Port:
     def take_policy(self, apps: Mapping[str, str], guard: bytes) -> None:
         """Have the gateway serve under these policies (text by app) and guard data; empty ones take them back."""
         self._tell("policy", {"apps": dict(apps), "guard": base64.b64encode(guard).decode()}, _SECONDS)
+
+    def count_commit(self, number: int) -> None:
+        """Have the TPM's counter raised to *number*; a device that does not run, or cannot, does it when it starts."""
+        with contextlib.suppress(CasemateError):
+            self._tell("floor", {"number": number}, _SECONDS)
 
     def rehearse(self, model: str, prompt: str, *, max_tokens: int, seconds: float) -> dict[str, Any]:
         """Ask *model* one prompt as an app would; returns `text`, `error` and `first_token` (seconds)."""

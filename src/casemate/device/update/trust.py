@@ -103,7 +103,7 @@ def establish(
     old = store.read() if known and not forget_floors else Floors()
     if old.trust != trust.digest:
         clear_cache(directory)
-        store.begin(Floors(trust=trust.digest, security=old.security, clock=old.clock))
+        store.begin(msgspec.structs.replace(old, trust=trust.digest, online="", versions={}))
     write_atomic(directory / _FILE, raw + b"\n")
     return trust
 
