@@ -49,12 +49,10 @@ class Workshop:
         for link in (self._link, self._vault, self._journal):
             link.close()
 
-    def _reply(self, question: ipc.ToAgent, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
+    def _reply(self, question: ipc.Ask | ipc.ToVault, fds: Sequence[int]) -> ipc.Answer | ipc.FromVault:
         try:
             if isinstance(question, ipc.Ask):
                 return ipc.Answer(ok=True, data=self._answer(question))
-            if not isinstance(question, ipc.ToVault):
-                raise OperationError("an update has no gated key to wrap with", hint="this is a bug")
             return self._ask_vault(question, fds)
         except CasemateError as error:
             return ipc.Answer(ok=False, data=described(error))
