@@ -362,6 +362,8 @@ CLEAN = "const [how, done] = arguments; axe.run(how).then((told) => done(told.vi
 
 
 def test_every_page_is_clean_to_axe_in_both_themes_and_quiet_in_the_log(site, ada, seeded):
+    still = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}  # colours change at once
+    ada.execute_cdp_cmd("Emulation.setEmulatedMedia", still)
     ada.get(site.origin)
     ada.get_log("browser")
     for target in (*PAGES, *about(seeded), "/inventory?name=l", "/prove", "/join/x"):
