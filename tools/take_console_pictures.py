@@ -26,27 +26,6 @@ from support.fleet_site import SETTLED, browser, running  # noqa: E402
 
 SCREENS = {"laptop": (1280, 800, 1), "phone": (390, 844, 1)}
 THEMES = ("light", "dark")
-PAGES = {
-    "overview": "/",
-    "devices": "/devices",
-    "device": "/devices/{device}",
-    "health": "/health",
-    "inventory": "/inventory?name=l",
-    "usage": "/usage",
-    "alerts": "/alerts",
-    "releases": "/releases",
-    "rollouts": "/rollouts",
-    "rollout": "/rollouts/{running}",
-    "rollout-stopped": "/rollouts/{stopped}",
-    "rollout-draft": "/rollouts/{draft}",
-    "enrolment": "/enrolment",
-    "policies": "/policies",
-    "grants": "/grants",
-    "audit": "/audit",
-    "people": "/people",
-    "settings": "/settings",
-    "welcome": "/welcome",
-}
 DOORS = {"sign-in": "/sign-in"}
 
 
@@ -58,7 +37,7 @@ def main() -> None:
     parser.add_argument("--png", action="store_true", help="PNG instead of WebP")
     parser.add_argument("--whole", action="store_true", help="the whole length of a page")
     args = parser.parse_args()
-    wanted = args.pages or [*PAGES, *DOORS]
+    wanted = args.pages or [*console_fleet.PAGES, *DOORS]
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, running(Path(scratch)) as site, browser() as driver:
         driver.get(site.invite())
@@ -66,8 +45,8 @@ def main() -> None:
         WebDriverWait(driver, 20).until(lambda _: "/join/" not in driver.current_url)
         seeded = console_fleet.seed(site, devices=180)
         site.fleet.served = Served("https://localhost:8443", "https://0.0.0.0:8444", "https://0.0.0.0:8445")
-        for name in [page for page in PAGES if page in wanted]:
-            _take(driver, site.origin + PAGES[name].format(**vars(seeded)), name, args)
+        for name in [page for page in console_fleet.PAGES if page in wanted]:
+            _take(driver, site.origin + console_fleet.PAGES[name].format(**vars(seeded)), name, args)
         driver.delete_all_cookies()
         for name in [page for page in DOORS if page in wanted]:
             _take(driver, site.origin + DOORS[name], name, args)

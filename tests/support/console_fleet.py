@@ -32,6 +32,30 @@ PYTHON = tuple(Item("python", name, version) for name, version in (
     ("starlette", "0.50.0"), ("uvicorn", "0.38.0"),
 ))  # fmt: skip
 
+PAGES = {
+    "overview": "/",
+    "devices": "/devices",
+    "device": "/devices/{device}",
+    "health": "/health",
+    "inventory": "/inventory?name=l",
+    "usage": "/usage",
+    "alerts": "/alerts",
+    "releases": "/releases",
+    "rollouts": "/rollouts",
+    "rollout": "/rollouts/{running}",
+    "rollout-stopped": "/rollouts/{stopped}",
+    "rollout-draft": "/rollouts/{draft}",
+    "enrolment": "/enrolment",
+    "bulk": "/bulk",
+    "policies": "/policies",
+    "grants": "/grants",
+    "audit": "/audit",
+    "people": "/people",
+    "settings": "/settings",
+    "welcome": "/welcome",
+}
+"""Every page that has an address of its own, by a short name; names of `Seeded` in braces."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Seeded:

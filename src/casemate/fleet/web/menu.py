@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
@@ -78,22 +77,21 @@ def _counted(entry: Entry, waiting: Mapping[str, int]) -> Entry:
 
 
 async def _waiting(visit: Visit) -> dict[str, int]:
-    alerts = sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None))
-    pending = sa.select(sa.func.count()).where(tables.device.c.state == State.PENDING)
-    stopped = sa.select(sa.func.count()).where(rollout_tables.rollout.c.state.in_(records.FOR_A_PERSON))
+    """Return what waits on which page: one query, for it is asked with every page."""
+    counted = {
+        "/": _for_me(visit),
+        "/rollouts": rollout_tables.rollout.c.state.in_(records.FOR_A_PERSON),
+        "/alerts": tables.alert.c.closed.is_(None),
+        "/enrolment": tables.device.c.state == State.PENDING,
+    }
+    query = sa.select(*(sa.select(sa.func.count()).where(each).scalar_subquery() for each in counted.values()))
     async with visit.site.fleet.store.read() as connection:
-        return {
-            "/": await _for_me(visit, connection),
-            "/rollouts": (await connection.execute(stopped)).scalar_one(),
-            "/alerts": (await connection.execute(alerts)).scalar_one(),
-            "/enrolment": (await connection.execute(pending)).scalar_one(),
-        }
+        return dict(zip(counted, (await connection.execute(query)).one(), strict=True))
 
 
-async def _for_me(visit: Visit, connection: AsyncConnection) -> int:
-    """Return how many approvals of others wait for this person."""
-    if not roles.allowed(visit.who.role, Permission.WIPE):
-        return 0
+def _for_me(visit: Visit) -> sa.ColumnElement[bool]:
+    """Return which approvals of others wait for this person."""
     approval = tables.approval.c
-    others = sa.and_(approval.state == "asked", approval.expires > visit.now, approval.asked_by != visit.who.id)
-    return int((await connection.execute(sa.select(sa.func.count()).where(others))).scalar_one())
+    if not roles.allowed(visit.who.role, Permission.WIPE):
+        return sa.and_(approval.state == "asked", sa.false())
+    return sa.and_(approval.state == "asked", approval.expires > visit.now, approval.asked_by != visit.who.id)

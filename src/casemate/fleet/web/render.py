@@ -45,7 +45,15 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        iso=iso, day=day, lasting=lasting, plural=plural, clock=clock, number=number, percent=percent, signed=signed
+        ago=_ago,
+        iso=iso,
+        day=day,
+        lasting=lasting,
+        plural=plural,
+        clock=clock,
+        number=number,
+        percent=percent,
+        signed=signed,
     )
     made.globals.update(static=static, integrity=integrity, tone_of_state=tone_of_state)
     return made
@@ -53,9 +61,12 @@ def environment() -> jinja2.Environment:
 
 def page(template: str, now: float, **values: Any) -> str:
     """Return *template* filled with *values*; relative times are against *now*."""
-    made = environment().overlay()
-    made.filters["ago"] = functools.partial(ago, now=now)
-    return made.get_template(template).render(now=now, **values)
+    return environment().get_template(template).render(now=now, **values)
+
+
+@jinja2.pass_context
+def _ago(context: jinja2.runtime.Context, seconds: float) -> str:
+    return ago(seconds, context["now"])
 
 
 def tone_of_state(value: str) -> str:
