@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 STEPS = ["serve", "enrol", "start", "attest", "key", "tampered", "quarantine", "journal", "wipe"]
+STEPS += ["crowd", "release", "rollout", "canary"]
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def short() -> Iterator[Path]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_the_tour_takes_every_step_and_leaves_nothing_behind(short):
     done = subprocess.run(
         [sys.executable, "-m", "casemate", "fleet", "demo", "--no-stay", "--json"],
@@ -32,7 +33,7 @@ def test_the_tour_takes_every_step_and_leaves_nothing_behind(short):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=880,
         check=False,
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]

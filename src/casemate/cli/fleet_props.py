@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 FLEET: Final = ("10.77.0.1", 8444)
 """Where devices reach the fleet inside the namespaces: ports there are nobody else's."""
 ENROL: Final = ("10.77.0.1", 8445)
+RELEASES: Final = ("10.77.0.1", 8446)
 OTHER: Final = ("10.77.0.9", 8080)
 """Another machine of the shop's network."""
 _TOOLS: Final = ("unshare", "nsenter", "ip", "nft")

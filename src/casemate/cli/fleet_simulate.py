@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Final
+
 import click
 
 from casemate.cli.output import emit_line, json_option, say
+
+if TYPE_CHECKING:
+    from casemate.fleet.rollout.simulate import Outcome, World
+
+WHOLE_SERVER: Final = 300
+"""So many devices meet a whole server; with more only what decides is asked, to be done in a minute."""
 
 
 @click.command("simulate")
@@ -29,8 +37,9 @@ def command(
 ) -> None:
     """Roll a release out to devices that are not there.
 
-    Who is offered it and when it stops is decided by the code of real rollouts; only the devices are simulated: each
-    fails with probability P (Q without the release). The last line says how many met it.
+    Only the devices are simulated: each fails with probability P (Q without the release). Up to 300 of them meet a
+    whole server: database, steward, picks and signed words; more meet the decisions alone, which are the same code. The
+    last line says how many met the release.
     """
     import time
 
@@ -38,6 +47,10 @@ def command(
     from casemate.fleet.rollout.plan import Action, Decision, Plan, Tally, sizes_in_words
     from casemate.fleet.rollout.simulate import World, simulate
 
+    world = World(fail_rate, baseline, silent)
+    if devices <= WHOLE_SERVER:
+        _rehearse(devices, soak_hours, world, seed, as_json=as_json)
+        return
     plan = Plan(devices, soak=soak_hours * 3600, test=Hypotheses.around(baseline))
 
     def watch(now: float, tally: Tally, decision: Decision) -> None:
@@ -53,8 +66,11 @@ def command(
     if not as_json:
         say(f"batches of {sizes_in_words(plan.batches())} devices, each soaks {soak_hours:g} h")
     began = time.process_time()
-    outcome = simulate(plan, World(fail_rate, baseline, silent), seed, watch)
-    cost = time.process_time() - began
+    outcome = simulate(plan, world, seed, watch)
+    _tell(outcome, devices, time.process_time() - began, as_json=as_json)
+
+
+def _tell(outcome: Outcome, devices: int, cost: float, *, as_json: bool) -> None:
     if as_json:
         emit_line(
             {
@@ -73,3 +89,34 @@ def command(
             f"{outcome.state.value}: {outcome.exposed} of {devices} devices met it, {outcome.lost} failed, "
             f"after {outcome.hours:.0f} h: {outcome.why}"
         )
+
+
+def _rehearse(devices: int, soak_hours: float, world: World, seed: int, *, as_json: bool) -> None:
+    """Run the server's own code on a database that is thrown away."""
+    import asyncio
+    import tempfile
+    import time
+    from pathlib import Path
+
+    from casemate.fleet.rehearse import rehearse
+    from casemate.fleet.rollout.terms import Terms
+
+    terms = Terms(soak=soak_hours * 3600, baseline=max(world.baseline, 0.0005))
+    said = ""
+
+    def watch(hours: float, row: dict[str, Any]) -> None:
+        nonlocal said
+        if row["verdict"] == "wait" or row["why"] == said:
+            return
+        said, bad = row["why"], row["failed"] + row["silent"]
+        if as_json:
+            emit_line({"hours": round(hours, 2), "offered": row["offered"], "failed": bad, "why": said})
+        else:
+            say(f"{hours:7.1f} h  {row['offered']:>9} have it  {bad:>6} failed  {said}")
+
+    memory = Path("/dev/shm")  # noqa: S108 - a directory of our own below it, where nothing waits for a disk
+    began = time.process_time()
+    with tempfile.TemporaryDirectory(prefix="casemate-", dir=memory if memory.is_dir() else None) as place:
+        work = rehearse(Path(place) / "fleet", devices, terms, world, seed=seed, watcher=watch)
+        outcome = asyncio.run(work)
+    _tell(outcome, devices, time.process_time() - began, as_json=as_json)

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from casemate.cli import fleet_props
+from casemate.cli import fleet_props, update_tour
 from casemate.cli.fleet_props import Network, SoftwareTpm
 from casemate.cli.tour import QUESTION, Tour
 from casemate.errors import OperationError
@@ -122,6 +122,9 @@ class FleetTour:
         self.has_networks = fleet_props.has_networks()
         self.said: dict[str, Any] = {}
         self.networks: tuple[Network, Network] | None = None
+        self.rollouts: Any = None
+        """What the steps about rollouts share (`fleet_tour_rollout.Stage`)."""
+        self._releases = 0
         self._server: subprocess.Popen[str] | None = None
         self._held = contextlib.ExitStack()
 
@@ -134,6 +137,8 @@ class FleetTour:
             OperationError: it did not start.
 
         """
+        public = self.scratch / "kiosk" / "repository" / "public"
+        self._releases = self._held.enter_context(update_tour.serving(public, lambda: None))
         free = [f"--listen-{each}=127.0.0.1:0" for each in ("people", "devices", "enrol")]
         if self.has_networks:
             address, port = fleet_props.FLEET
@@ -160,6 +165,7 @@ class FleetTour:
         self.said = json.loads(line)
         if self.has_networks:
             doors = {fleet_props.FLEET: _place(self.said["devices"]), fleet_props.ENROL: _place(self.said["enrol"])}
+            doors[fleet_props.RELEASES] = ("127.0.0.1", self._releases)
             self.networks = self._held.enter_context(fleet_props.shop(doors))
             wide, own = self.networks
             for till in self.tills:
@@ -168,6 +174,12 @@ class FleetTour:
     def listening(self, name: str) -> tuple[str, int]:
         """Return where the listener *name* is on this host."""
         return _place(self.said[name])
+
+    @property
+    def releases_url(self) -> str:
+        """Return where releases are served, as devices see it."""
+        address, port = fleet_props.RELEASES if self.networks else ("127.0.0.1", self._releases)
+        return f"http://{address}:{port}/"
 
     @property
     def enrol_url(self) -> str:
@@ -228,6 +240,8 @@ class FleetTour:
 
     def close(self) -> None:
         """Stop everything that was started."""
+        if self.rollouts:
+            self.rollouts.close()
         for till in self.tills:
             till.stop()
             if till.tpm:

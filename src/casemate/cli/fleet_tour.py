@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from casemate.cli import fleet_props, fleet_tour_proof
+from casemate.cli import fleet_props, fleet_tour_proof, fleet_tour_rollout
 from casemate.cli.fleet_props import SoftwareTpm
 from casemate.cli.fleet_stage import MODEL, OK, WITHIN, FleetTour, Till, until
 from casemate.cli.tour import Outcome
@@ -219,6 +219,10 @@ STEPS: Final = (
     Step("quarantine", "a device is cut off", _quarantine),
     Step("journal", "somebody puts an older journal back", _rewritten),
     Step("wipe", "the lost device is wiped", _wipe),
+    Step("crowd", "200 simulated devices join, and a real one", fleet_tour_rollout.join, needed=True),
+    Step("release", "the server reads a release repository", fleet_tour_rollout.publish, needed=True),
+    Step("rollout", "a good release is rolled out", fleet_tour_rollout.good),
+    Step("canary", "a bad one stops at the canary", fleet_tour_rollout.bad),
 )
 
 

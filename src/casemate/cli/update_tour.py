@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -32,7 +32,7 @@ RATE: Final = 4_000_000
 _PIECE: Final = 64 * 1024
 _BLOCK: Final = 34  # bytes of one block of Q8_0: a scale and 32 weights
 _WITHIN: Final = 90.0
-_LABEL: Final = "model/saffron/{}.0"
+LABEL: Final = "model/saffron/{}.0"
 _SPEC: Final = """
 kind = "model"
 name = "saffron"
@@ -131,15 +131,15 @@ class UpdateTour(Tour):
         self.environ["CASEMATE_RELEASE_REPO"] = str(self.repository)
         self.environ["CASEMATE_RELEASE_PASSPHRASE_FILE"] = str(scratch / "passphrase")
 
-    def json(self, *arguments: str, home: Path | None = None, code: int = 0) -> dict[str, Any]:
-        """Run a command that must end with *code*; return what it printed.
+    def json(self, *arguments: str, home: Path | None = None, code: int | None = 0) -> dict[str, Any]:
+        """Run a command that must end with *code* (None: any); return what it printed.
 
         Raises:
             RuntimeError: it ended otherwise.
 
         """
         found, out, err = self.casemate(*arguments, "--json", home=home)
-        if found != code:
+        if code is not None and found != code:
             raise RuntimeError(
                 f"casemate {' '.join(arguments)}: exit {found}, not {code}: {(out or err).strip()[-300:]}"
             )
@@ -148,7 +148,7 @@ class UpdateTour(Tour):
 
     def offer(self, version: int) -> None:
         """Offer a version on the channel."""
-        self.json("release", "promote", _LABEL.format(version), "--channel", "stable")
+        self.json("release", "promote", LABEL.format(version), "--channel", "stable")
 
     def wait_for(self, state: str) -> dict[str, Any]:
         """Return the status of updates once it is *state*.
@@ -170,6 +170,12 @@ class UpdateTour(Tour):
 
 def _release(tour: UpdateTour) -> Outcome:
     """Make the repository and three versions: two good ones, and one that will not answer its smoke prompt."""
+    size = make(tour, ((1, "[a-z]"), (2, "[a-z]"), (3, "no model says this")))
+    return Outcome(ok=True, detail=f"3 versions, {human_bytes(size)} each; {tour.url}")
+
+
+def make(tour: UpdateTour, versions: Sequence[tuple[int, str]]) -> int:
+    """Make a repository and publish *versions*, each with what its smoke prompt expects; returns the size of one."""
     from casemate.clock import SystemClock
     from casemate.crypto.kdf import Argon2Cost
     from casemate.crypto.secret import Secret
@@ -181,7 +187,8 @@ def _release(tour: UpdateTour) -> Outcome:
     cheap = Argon2Cost(memory_kib=8 * 1024, passes=1, lanes=1)
     setup.create(tour.repository, KeyStore(tour.repository / "keys", phrases, environ={}, cost=cheap), SystemClock())
     plain = (importlib.resources.files("casemate.data") / "saffron" / "saffron-q8_0.gguf").read_bytes()
-    for version, expect in ((1, "[a-z]"), (2, "[a-z]"), (3, "no model says this")):
+    size = 0
+    for version, expect in versions:
         folder = tour.host / str(version)
         folder.mkdir(parents=True)
         (folder / "saffron.gguf").write_bytes(_retrained(plain, version))
@@ -189,7 +196,8 @@ def _release(tour: UpdateTour) -> Outcome:
         bundle = str(folder / "release")
         tour.json("release", "build", str(folder / "SPEC.toml"), "--out", bundle, "--no-evals")
         made = tour.json("release", "publish", str(tour.repository), "--add", bundle)["releases"][0]
-    return Outcome(ok=True, detail=f"3 versions, {human_bytes(made['full_bytes'])} each; {tour.url}")
+        size = int(made["full_bytes"])
+    return size
 
 
 def _retrained(data: bytes, version: int) -> bytes:
@@ -204,7 +212,7 @@ def _retrained(data: bytes, version: int) -> bytes:
 def _first(tour: UpdateTour) -> Outcome:
     recipient = tour.json("device", "key", "show")["recipient"]
     for version in (1, 2, 3):
-        tour.json("release", "grant", _LABEL.format(version), "--to", recipient)
+        tour.json("release", "grant", LABEL.format(version), "--to", recipient)
     tour.json("update", "trust", str(tour.repository / "public/metadata/1.root.json"), "--url", tour.url)
     tour.offer(1)
     waiting = tour.json("update", "check", code=3)
@@ -300,7 +308,7 @@ def _imported(tour: UpdateTour) -> Outcome:
     home = tour.scratch / "second" / "home"
     home.parent.mkdir()
     recipient = tour.json("device", "key", "show", home=home)["recipient"]
-    tour.json("release", "grant", _LABEL.format(2), "--to", recipient)
+    tour.json("release", "grant", LABEL.format(2), "--to", recipient)
     tar = tour.scratch / "stick.tar"
     tour.json("release", "export", str(tour.repository), str(tar), "--channel", "stable")
     root = str(tour.repository / "public/metadata/1.root.json")
@@ -347,11 +355,8 @@ def run(*, as_json: bool) -> int:
 def walk(scratch: Path) -> Iterator[tuple[str, str, Outcome]]:
     """Run every step; one that breaks is a failed step, and the tour goes on."""
     tour = UpdateTour(scratch)
-    public = str(scratch / "repository" / "public")
-    handler = functools.partial(_Site, chunk=tour.asked_chunk.set, directory=public)
-    with _Server(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        tour.url = f"http://127.0.0.1:{server.server_address[1]}/"
+    with serving(tour.repository / "public", tour.asked_chunk.set) as port:
+        tour.url = f"http://127.0.0.1:{port}/"
         try:
             for name, title, work in STEPS:
                 try:
@@ -361,4 +366,15 @@ def walk(scratch: Path) -> Iterator[tuple[str, str, Outcome]]:
                 yield name, title, outcome
         finally:
             tour.stop()
+
+
+@contextlib.contextmanager
+def serving(public: Path, chunk: Callable[[], None]) -> Iterator[int]:
+    """Serve *public* slowly on a free port of loopback; *chunk* is told when one is asked for. Yields the port."""
+    handler = functools.partial(_Site, chunk=chunk, directory=str(public))
+    with _Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield int(server.server_address[1])
+        finally:
             server.shutdown()

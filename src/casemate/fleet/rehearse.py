@@ -31,7 +31,6 @@ from casemate.fleet.store import tables as base
 from casemate.formats.channel_set import Member
 from casemate.formats.director import VerifiedWord, Word
 
-MOST: Final = 5_000
 _ARRIVAL: Final = 1800.0
 _EARLY: Final = 600.0
 _LOOK: Final = 300.0
@@ -139,7 +138,8 @@ class _Stage:
             await self._until_news()
         hours = (self._clock.now - _START) / 3600
         lost = row["failed"] + row["silent"]
-        return Outcome(row["offered"], lost, State(row["state"]), hours, row["batch"] + 1, looks, row["why"])
+        met = row["offered"] + (row["control"] if row["state"] == State.DONE else 0)  # held back until the end
+        return Outcome(met, lost, State(row["state"]), hours, row["batch"] + 1, looks, row["why"])
 
     async def _look(self) -> dict[str, Any]:
         await self._everybody_calls()

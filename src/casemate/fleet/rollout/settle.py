@@ -17,6 +17,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from casemate.fleet.changes import note_change
+from casemate.fleet.rollout.picks import WOKEN
 from casemate.fleet.rollout.plan import Tally
 from casemate.fleet.rollout.states import State
 from casemate.fleet.rollout.terms import Terms
@@ -80,6 +82,14 @@ def _allowance(given: Terms) -> float:
 async def _move(connection: AsyncConnection, which: sa.ColumnElement[bool], state: str, why: str, now: float) -> None:
     change = sa.update(rollout_tables.rollout_device).where(which).values(state=state, why=why, changed=now)
     await connection.execute(change.execution_options(synchronize_session=False))
+
+
+async def ask(connection: AsyncConnection, row: sa.Row[Any], given: Terms, *, now: float, since: float) -> None:
+    """Wake the devices whose soak ended after *since*: nobody is called silent who was only not due to call yet."""
+    ended = sa.and_(_one.installed > since - given.soak, _one.installed <= now - given.soak)
+    query = sa.select(_one.device_id).where(_one.rollout_id == row.id, _one.state == "installed", ended)
+    for each in await connection.execute(query.order_by(_one.device_id).limit(WOKEN)):
+        await note_change(connection, each.device_id, "pick", now)
 
 
 async def count(connection: AsyncConnection, row: sa.Row[Any], given: Terms, now: float) -> Counted:

@@ -50,6 +50,7 @@ async def look_at(connection: AsyncConnection, fleet: Fleet, name: str, now: flo
         return None
     given = terms.decode(bytes(row.terms))
     await settle.devices(connection, row, given, now)
+    await settle.ask(connection, row, given, now=now, since=row.looked or now)
     counted = await settle.count(connection, row, given, now)
     decision = None
     values: dict[str, Any] = {}
