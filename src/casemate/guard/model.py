@@ -141,7 +141,6 @@ _FAMILY_OF_CLASS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("CONCEAL", "HUSH"), "concealment"),
     "OBEY": "obedience",
 }
-FAMILIES: Final = tuple(dict.fromkeys(_FAMILY_OF_CLASS.values()))
 
 
 def families(contributions: Sequence[tuple[int, float]]) -> list[tuple[str, float]]:

@@ -26,7 +26,6 @@ _TOKEN = re.compile(
     r"|<\|[A-Z_]{3,24}_TOKEN\|>",
     re.IGNORECASE,
 )
-_ROLE: Final = "system|assistant|developer|model|ai|bot|tool|user|human"
 _OPEN = re.compile(
     r"<\s?\|\s?(?:im_start|start_header_id|start_of_role|start)\s?\|\s?>\s{0,4}(?:system|developer|assistant|user|tool)\b"
     r"|<\s?\|\s?(?:system|developer|assistant)\s?\|\s?>\s{0,4}[^\s<]"
@@ -36,28 +35,20 @@ _OPEN = re.compile(
     r"|<\|[A-Z_]{0,16}(?:SYSTEM|CHATBOT|USER)_TOKEN\|>",
     re.IGNORECASE,
 )
-_SCRIPTED = re.compile(
-    r"(?:^|\n)\s{0,8}(?:#{1,6}|\*\*|<|\[|\{)?\s?"
-    rf"(?:{_ROLE}|instructions?|system (?:prompt|message|note|override))\s?"
-    r"(?:\*\*|>|\]|\})?\s?[:\n]",
-    re.IGNORECASE,
-)
 
 
 def find_roles(text: str) -> tuple[Span, ...]:
-    """Return the spans of control tokens in the normalised *text*: `role:open` or `role:token`."""
+    """Return the spans of control tokens in the normalised *text*: `role:open` or `role:token`.
+
+    Of too many what opens a role stays: a crowd of tokens must not hide it.
+    """
     if "<" not in text and "[" not in text:
         return ()
     spans = [Span(*match.span(), "role:open") for match in _limited(_OPEN, text)]
     opened = [(span.start, span.end) for span in spans]
     tokens = (match.span() for match in _limited(_TOKEN, text))
     spans += [Span(*token, "role:token") for token in tokens if not any(a <= token[0] < b for a, b in opened)]
-    return tuple(sorted(spans, key=lambda span: span.start)[:MAX_SPANS])
-
-
-def count_scripted_roles(text: str) -> int:
-    """Return how many lines of *text* start like a turn of a conversation (`System:`, `### Instruction`)."""
-    return sum(1 for _ in _limited(_SCRIPTED, text))
+    return tuple(sorted(spans[:MAX_SPANS], key=lambda span: span.start))
 
 
 def defuse(text: str) -> str:

@@ -13,7 +13,6 @@ from typing import Final
 
 HASH_SIZE: Final = 32
 TILE_WIDTH: Final = 256
-MAX_LEVELS: Final = 8  # 256 ** 8 entries is past any u64 index
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 
 

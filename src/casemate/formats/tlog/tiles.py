@@ -14,7 +14,6 @@ from casemate.formats.tlog.hashes import HASH_SIZE, TILE_WIDTH
 
 MAX_ENTRY: Final = 65_535
 FULL_TILE_BYTES: Final = TILE_WIDTH * HASH_SIZE
-MAX_BUNDLE_BYTES: Final = TILE_WIDTH * (2 + MAX_ENTRY)
 
 
 def index_path(index: int) -> str:

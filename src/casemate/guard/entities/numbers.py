@@ -18,7 +18,6 @@ from casemate.guard.entities.window import Found, Window
 FAR: Final = 999
 _BEFORE: Final = r"(?<![A-Za-z0-9_])(?<!\d[.,\-/])"
 _AFTER: Final = r"(?![A-Za-z0-9_])(?![.,\-/]\d)"
-_DIGIT = re.compile(r"\d")
 _LETTER = re.compile(r"[A-Za-z]")
 _BARE = re.compile(r"[^A-Z0-9+\-]")
 _SIGNS = re.compile(r"[^A-Z0-9]")
