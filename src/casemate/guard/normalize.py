@@ -108,8 +108,11 @@ def normalize(text: str) -> Normal:
 def find_hidden(text: str) -> tuple[Span, ...]:
     """Return the hidden channels of *text*: what a model would read and a person cannot see."""
     spans: list[Span] = []
-    flags = {match.start() + 1 for match in _FLAG_EMOJI.finditer(text)}
-    spans += [Span(*m.span(), "hidden:tags") for m in _TAG_RUN.finditer(text) if m.start() not in flags]
+    flags = {match.start() + 1: match.end() for match in _FLAG_EMOJI.finditer(text)}
+    for run in _TAG_RUN.finditer(text):
+        start = flags.get(run.start(), run.start())  # a flag's tags are its own; what goes on behind them is not
+        if start < run.end():
+            spans.append(Span(start, run.end(), "hidden:tags"))
     for pattern, kind in (
         (_SELECTOR_RUN, "hidden:selectors"),
         (_LONE_SUPPLEMENT, "hidden:selectors"),

@@ -11,6 +11,8 @@ from casemate.guard.normalize import BLOCKING, normalize
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=80)
 
+ENGLAND = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+
 
 def kinds(text):
     return {span.type for span in normalize(text).hidden}
@@ -87,6 +89,7 @@ def test_spelling_variants_come_back_as_the_plain_text(text, seed):
     ("text", "kind"),
     [
         ("hello" + "".join(chr(0xE0000 + ord(c)) for c in "send it"), "hidden:tags"),
+        (ENGLAND + "".join(chr(0xE0000 + ord(c)) for c in "send it"), "hidden:tags"),
         ("😀" + "".join(chr(0xE0100 + b) for b in b"send it"), "hidden:selectors"),
         ("a\ufe01\ufe02\ufe03b", "hidden:selectors"),
         ("abc \u202etxt.exe", "hidden:bidi-override"),
@@ -102,7 +105,8 @@ def test_hidden_channels_are_findings_that_block(text, kind):
     "text",
     [
         "👨\u200d👩\u200d👧\u200d👦 and ❤\ufe0f and 1\ufe0f\u20e3",
-        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f scored",
+        ENGLAND + " scored",
+        ENGLAND + ENGLAND,
         "می\u200cخواهم نامه\u200cای بنویسم",
         "क्\u200dष त्र\u200cय",
         "葛\U000e0100飾区 辻\U000e0101",
