@@ -15,6 +15,8 @@ from casemate.guard.grammar import Lexicon, parse_entries
 from casemate.guard.injection import InjectionJudge
 from casemate.guard.model import LinearModel, read_model_file
 
+FILE: Final = "guard.json"
+"""What a bundle is called in a policy release."""
 SCHEMA: Final = 1
 BYTE_LIMIT: Final = 8 * 1024 * 1024
 LANGUAGE_LIMIT: Final = 100

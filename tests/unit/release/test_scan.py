@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casemate.errors import UntrustedDataError
+from casemate.guard.bundle import shipped_bundle
 from casemate.release.scan import scan
 from casemate.release.spec import Input
 from support import gguf_files
@@ -22,7 +23,11 @@ def wheel(name="package/__init__.py"):
 
 GOOD = {
     "model": {"m.gguf": gguf_files.tiny(), "NOTICE": b"text\n"},
-    "policy": {"kitchen.toml": b'schema = 1\nsystem_prompt = "x"\n', "rules.json": b'{"a": 1}'},
+    "policy": {
+        "kitchen.toml": b'schema = 1\nsystem_prompt = "x"\n',
+        "rules.json": b'{"a": 1}',
+        "guard.json": shipped_bundle(),
+    },
     "app": {"index.html": b"<p>hello</p>\n", "logo.png": b"\x89PNG\r\n\x1a\n" + bytes(40)},
     "engine": {"engine.whl": wheel(), "run": b"\x7fELF" + bytes(60)},
     "os": {"image.raucb": b"hsqs" + bytes(60)},
@@ -40,6 +45,16 @@ def test_each_kind_takes_its_own_formats(kind, tmp_path):
     assert set(scan(kind, inputs(tmp_path, GOOD[kind]))) == set(GOOD[kind])
 
 
+def test_a_policy_is_one_by_its_name_in_the_release(tmp_path):
+    """Under another name on the release host it was text, which anything is, and devices took it for a policy."""
+    source = tmp_path / "kitchen.txt"
+    source.write_bytes(b"schema = 1\n")
+    assert scan("policy", [Input("kitchen.toml", source)]) == {"kitchen.toml": "policy"}
+    source.write_bytes(b"schema = 1\nno_such_key = 1\n")
+    with pytest.raises(UntrustedDataError):
+        scan("policy", [Input("kitchen.toml", source)])
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "data"),
     [
@@ -50,6 +65,7 @@ def test_each_kind_takes_its_own_formats(kind, tmp_path):
         ("model", "m.bin", gguf_files.OTHER_FORMATS["pickle"]),
         ("model", "m.safetensors", gguf_files.OTHER_FORMATS["safetensors"]),
         ("policy", "bad.json", b'{"a": '),
+        ("policy", "guard.json", b'{"a": 1}'),
         ("policy", "bad.toml", b"schema = 1\nno_such_key = 1\n"),
         ("engine", "climbs.whl", wheel("../../etc/cron.d/x")),
         ("engine", "damaged.whl", wheel()[:-30].replace(b"x = 1", b"x = 2", 1) + wheel()[-30:]),

@@ -17,11 +17,9 @@ from casemate.device.update.generation import Generation, Item
 from casemate.device.update.staging import read_bounded
 from casemate.errors import HostError, UntrustedDataError
 from casemate.formats.policy import POLICY_LIMIT, parse_policy
-from casemate.guard import Guard
+from casemate.guard import Guard, bundle
 from casemate.ids import parse_name
 
-GUARD_FILE: Final = "guard.json"
-GUARD_LIMIT: Final = 8 * 1024 * 1024
 APP_LIMIT: Final = 1000
 APPS_LIMIT: Final = 2 * 1024 * 1024
 """Bytes of all apps' policies: with the guard's data they go to the gateway in one frame."""
@@ -55,8 +53,8 @@ def read_policy(generation: Generation | None, directory: Path) -> Policy:
     guard = b""
     for file in item.tree:
         path = directory / "policy" / file.path
-        if file.path == GUARD_FILE:
-            guard = read_bounded(path, GUARD_LIMIT)
+        if file.path == bundle.FILE:
+            guard = read_bounded(path, bundle.BYTE_LIMIT)
             Guard.from_bytes(guard)
         elif path.suffix == ".toml":
             if (app := _app(path)) in apps:

@@ -17,7 +17,7 @@ from casemate.device.update.generation import Generation, Item
 from casemate.errors import HostError, UntrustedDataError
 from casemate.formats import ipc
 from casemate.formats.manifest import Base, File, Plan, SealedPart, Step
-from casemate.guard.bundle import shipped_bundle
+from casemate.guard.bundle import BYTE_LIMIT, shipped_bundle
 from support.generations import digest
 
 GOOD = b"schema = 1\nmax_input_tokens = 50\n"
@@ -60,7 +60,7 @@ def test_a_signed_policy_that_is_none_is_refused(tmp_path: Path, files: dict[str
 
 def test_the_largest_policy_that_is_taken_fits_the_frame_it_travels_in() -> None:
     apps = {f"app{number}": '"' * (kinds.APPS_LIMIT // kinds.APP_LIMIT) for number in range(kinds.APP_LIMIT)}
-    guard = bytes(kinds.GUARD_LIMIT)
+    guard = bytes(BYTE_LIMIT)
     args = {"apps": apps, "guard": base64.b64encode(guard).decode()}
     for message in (ipc.TakePolicy(apps, guard), ipc.Ask("policy", args)):
         assert len(ipc.encode(message)) <= ipc.FRAME_LIMIT
