@@ -210,6 +210,16 @@ def test_control_tls_alone_lets_a_revoked_device_in(scene):
         assert connection.sock.version() == "TLSv1.3"
 
 
+@pytest.mark.parametrize("years", [-2, 2, 30])
+def test_a_device_whose_clock_is_years_off_is_answered_and_told_the_time(scene, years):
+    """What it says of the time is kept for people and decides nothing: its certificate is judged by our clock."""
+    off = years * 365 * 86400
+    answer = scene.device.checkin(clock=time.time() + off)
+    assert answer.status == 200
+    assert abs(answer.json()["server_time"] - time.time()) < 300
+    until(lambda: abs((scene.server.device("honest")["clock_skew"] or 0) - off) < 300)
+
+
 def test_refusals_are_counted(scene):
     line = 'casemate_fleet_refusals_total{listener="devices",reason="not_authorised"}'
     before = scene.server.metric(line)

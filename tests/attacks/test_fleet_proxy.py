@@ -6,6 +6,7 @@ that is why it belongs to the proxy alone.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -22,8 +23,12 @@ from casemate.clock import SystemClock
 from casemate.crypto import authority, x509
 from casemate.crypto.authority import Issuer
 from casemate.crypto.ecdsa import EcKey
-from casemate.fleet import pki
+from casemate.errors import HostError
+from casemate.fleet import listeners, pki, selftest, serve
+from casemate.fleet.app import devices_app
+from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
+from casemate.fleet.peer import ProxyPeers, read_peer
 from support.fleet import Device, Server, checkin, exchange, running, until
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -53,6 +58,49 @@ http {{
   }}
 }}
 """
+
+
+class Gullible(ProxyPeers):
+    """Believes every header that holds a certificate: what the self-test is there to find."""
+
+    def of(self, request):
+        values = request.headers.getlist(HEADER)
+        return read_peer(x509.from_pem(unquote(values[-1]))) if values else None
+
+
+def self_test(directory, *, peers=ProxyPeers, mode=0o660):
+    async def work():
+        home, clock = FleetHome(directory / "fleet"), SystemClock()
+        await serve.prepare(home, clock, serve.Options())
+        fleet = Fleet.open(home, clock)
+        path = directory / "devices.sock"
+        listener = listeners.Listener(devices_app(fleet, peers(fleet)), listeners.bind(f"unix:{path}"), None)
+        path.chmod(mode)
+        task = asyncio.create_task(listener.serve())
+        while not listener.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        try:
+            await selftest.prove_that_a_socket_believes_no_stranger(path, fleet.authority, clock.wall())
+        finally:
+            listener.should_exit = True
+            await task
+            await fleet.store.close()
+
+    asyncio.run(work())
+
+
+def test_a_server_that_believes_any_header_refuses_to_start(tmp_path):
+    with pytest.raises(HostError, match="stranger was believed"):
+        self_test(tmp_path, peers=Gullible)
+
+
+def test_a_socket_that_everybody_may_write_to_is_refused(tmp_path):
+    with pytest.raises(HostError, match="everybody may write"):
+        self_test(tmp_path, mode=0o666)
+
+
+def test_control_the_self_test_of_a_socket_passes(tmp_path):
+    self_test(tmp_path)
 
 
 class Behind(Server):

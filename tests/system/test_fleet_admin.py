@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 from urllib.parse import urlsplit
@@ -12,6 +14,11 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from casemate.cli.main import run
+from casemate.errors import ConfigError
+from casemate.fleet import listeners
+from support.fleet import running
+from support.fleet_server import Authority
 from support.fleet_site import browser
 
 
@@ -77,3 +84,20 @@ def test_the_last_owner_stays_and_wrong_names_are_told(server):
     code, told = admin(directory, "invite", "Eve", "--url", "https://192.0.2.1")
     assert code == 2
     assert "passkeys" in told["error"]["message"]
+
+
+def test_people_get_the_certificate_they_brought_and_devices_the_fleets_own(tmp_path):
+    chain, key = Authority("company").server(tmp_path, hosts=("127.0.0.1",))
+    leaf = chain.read_text().partition("-----END CERTIFICATE-----")[0]
+    with running(tmp_path / "fleet", "--tls-cert", str(chain), "--tls-key", str(key)) as server:
+        shown = {name: ssl.get_server_certificate(server.address(name)) for name in ("people", "enrol")}
+    assert ssl.PEM_cert_to_DER_cert(shown["people"]) == base64.b64decode(leaf.partition("CERTIFICATE-----")[2])
+    assert shown["enrol"] != shown["people"]
+
+
+def test_a_certificate_without_its_key_is_refused_before_anything_is_served(tmp_path):
+    chain, key = Authority("company").server(tmp_path, hosts=("127.0.0.1",))
+    assert run(["fleet", "serve", "--dir", str(tmp_path / "fleet"), "--tls-cert", str(chain)]) == 2
+    assert not (tmp_path / "fleet").exists()
+    with pytest.raises(ConfigError, match="do not work"):
+        listeners.server_context(key, chain)

@@ -181,9 +181,8 @@ async def serve(
     ]
     try:
         await _listening(servers)
-        if "devices" in sockets and sockets["devices"].family != socket.AF_UNIX:
-            host, port = sockets["devices"].getsockname()[:2]
-            await selftest.prove_that_strangers_are_refused(_reachable(host), port, fleet.authority, clock.wall())
+        if "devices" in sockets:
+            await _prove(sockets["devices"], fleet, clock.wall())
         shown = {name: addresses.get(name, "") for name in LISTENERS}
         link = await _first_owner(fleet, sockets["people"]) if new and "people" in sockets else ""
         await ready(fleet, Ready(**shown, ca=str(home.root), first=new, admin_link=link))
@@ -267,6 +266,21 @@ async def _first_owner(fleet: Fleet, sock: socket.socket) -> str:
         token = await people.invite(connection, "admin", Role.OWNER, now)
         await fleet.audit.append(connection, Act("server", "person.invited", detail={"name": "admin"}), now)
     return f"{relying_party(fleet.settings, port=_port(sock)).origin}/join/{token}"
+
+
+async def _prove(sock: socket.socket, fleet: Fleet, now: float) -> None:
+    """Attack our own devices' listener before anybody else can.
+
+    Raises:
+        HostError: a stranger was believed.
+
+    """
+    if sock.family == socket.AF_UNIX:
+        path = Path(sock.getsockname())
+        await selftest.prove_that_a_socket_believes_no_stranger(path, fleet.authority, now)
+    else:
+        host, port = sock.getsockname()[:2]
+        await selftest.prove_that_strangers_are_refused(_reachable(host), port, fleet.authority, now)
 
 
 def _names(sock: socket.socket, settings: Settings) -> tuple[str, ...]:
