@@ -45,6 +45,27 @@ def test_the_set_has_the_name_that_the_server_gives_it(tmp_path):
     assert len(body) < fleet_api.MAX_BODY
 
 
+def test_the_engine_the_system_the_board_and_what_is_plugged_on_it_are_listed(tmp_path):
+    for name, text in (
+        ("etc/os-release", 'NAME="Debian GNU/Linux"\nVERSION_ID="12"\nID=debian\nVARIANT_ID=x\n'),
+        ("proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0"),
+        ("proc/device-tree/hat/product", "LetsTrust TPM\0"),
+        ("proc/device-tree/hat/product_ver", "0x0001\0"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = {item for item in stock.take([], tmp_path / "none", tmp_path).items if item.kind not in {"python", "dpkg"}}
+    assert found == {
+        Item("engine", "xllamacpp", version("xllamacpp")),
+        Item("os", "debian", "12"),
+        Item("firmware", "Raspberry Pi 5 Model B Rev 1.0", ""),
+        Item("hat", "LetsTrust TPM", "0x0001"),
+    }
+    bare = stock.take([], tmp_path / "none", tmp_path / "nothing").items
+    assert {item.kind for item in bare} == {"engine", "python"}, "what cannot be read is left out"
+
+
 @given(st.binary(max_size=400))
 @settings(max_examples=20)  # each reads the packages of this interpreter
 def test_a_damaged_record_of_packages_is_survived(tmp_path_factory, data):
