@@ -52,7 +52,7 @@ class SimulatedDevice:
     def join(self, url: str, token: str, devices: str) -> None:
         """Enrol with *token* at *url*; check in at *devices* from then on."""
         found = enrol.join(url, parse_token(token), self._key, self._root)
-        self._identity.key.write_bytes(client_certificate.key_to_pem(self._key))
+        self._identity.key.write_bytes(self._key.pem())
         self._identity.certificate.write_bytes(client_certificate.to_pem(found.chain))
         self._id, self._fleet = found.chain[0].device, found.charter.charter.fleet
         self._director = found.charter.charter.director or b""

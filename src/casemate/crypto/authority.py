@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -150,15 +150,6 @@ def public_key(certificate: bytes) -> EcPublic:
 
     """
     return EcPublic.checked(load(certificate).public_key())
-
-
-def is_issued_by(certificate: bytes, issuer: bytes) -> bool:
-    """Return whether *certificate* was signed with *issuer*'s key (both DER); dates are not looked at."""
-    try:
-        load(certificate).verify_directly_issued_by(load(issuer))
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def fingerprint(certificate: bytes) -> str:

@@ -13,17 +13,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-    pkcs7,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from casemate.crypto.ecdsa import EcKey, EcPublic
+from casemate.crypto.x509 import is_issued_by, load
 from casemate.errors import UntrustedDataError
 
 _URN: Final = re.compile(r"urn:uuid:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\Z")
@@ -54,7 +48,7 @@ class Certificate:
             UntrustedDataError: `ec-key`.
 
         """
-        return EcPublic.checked(_load(self.der).public_key())
+        return EcPublic.checked(load(self.der).public_key())
 
 
 def make_request(key: EcKey) -> bytes:
@@ -70,7 +64,7 @@ def read(der: bytes) -> Certificate:
         UntrustedDataError: `certificate-format`.
 
     """
-    found = _load(der)
+    found = load(der)
     try:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         urns = [
@@ -124,13 +118,7 @@ def chain_to(leaf: Certificate, others: Sequence[Certificate], root: Certificate
 
 
 def _is_issued_by(child: Certificate, parent: Certificate) -> bool:
-    if not parent.authority:
-        return False
-    try:
-        _load(child.der).verify_directly_issued_by(_load(parent.der))
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+    return parent.authority and is_issued_by(child.der, parent.der)
 
 
 def from_pem(data: bytes) -> list[Certificate]:
@@ -149,27 +137,7 @@ def from_pem(data: bytes) -> list[Certificate]:
 
 def to_pem(certificates: Sequence[Certificate]) -> bytes:
     """Return *certificates* as PEM, in order."""
-    return b"".join(_load(item.der).public_bytes(Encoding.PEM) for item in certificates)
-
-
-def key_to_pem(key: EcKey) -> bytes:
-    """Return *key* as unencrypted PKCS #8: what a TLS library reads. For a file that only its owner can read."""
-    return key.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def key_from_pem(data: bytes) -> EcKey:
-    """Read what `key_to_pem` wrote.
-
-    Raises:
-        UntrustedDataError: `ec-key`.
-
-    """
-    try:
-        key = load_pem_private_key(data, password=None)
-        EcPublic.checked(key.public_key())
-    except (ValueError, TypeError) as error:
-        raise UntrustedDataError("not a private key", check="ec-key") from error
-    return EcKey(key)  # type: ignore[arg-type]  # its public half is on a known curve
+    return b"".join(load(item.der).public_bytes(Encoding.PEM) for item in certificates)
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -177,10 +145,3 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return False
-
-
-def _load(der: bytes) -> x509.Certificate:
-    try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
-        raise UntrustedDataError("not a certificate", check="certificate-format") from error

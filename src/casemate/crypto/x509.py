@@ -185,6 +185,15 @@ def load(der: bytes) -> x509.Certificate:
         raise UntrustedDataError("not a certificate", check="certificate-format") from error
 
 
+def is_issued_by(certificate: bytes, issuer: bytes) -> bool:
+    """Return whether *certificate* was signed with *issuer*'s key (both DER); dates are not looked at."""
+    try:
+        load(certificate).verify_directly_issued_by(load(issuer))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def unsigned(
     subject: x509.Name, issuer: x509.Name, public: EcPublic, start: dt.datetime, end: dt.datetime
 ) -> x509.CertificateBuilder:

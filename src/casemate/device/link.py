@@ -23,6 +23,7 @@ import msgspec
 from casemate.clock import Clock, SystemClock
 from casemate.crypto import client_certificate
 from casemate.crypto.client_certificate import Certificate
+from casemate.crypto.ecdsa import EcKey
 from casemate.device.channel import ChannelClosed
 from casemate.device.fleet import membership
 from casemate.device.home import write_atomic
@@ -76,7 +77,7 @@ class Link:
         self._signed = float(child.settings.get("signed", 0))
         self._address = str(child.settings.get("address", "")) or self._place.address
         self._identity = Identity(self._directory / membership.CERTIFICATE, self._directory / membership.KEY)
-        self._key = client_certificate.key_from_pem(_read(self._identity.key))
+        self._key = EcKey.load_pem(_read(self._identity.key))
         self.work: queue.Queue[Work] = queue.Queue(64)
         self.reports: queue.Queue[ipc.Report] = queue.Queue(4)
         self._share = enrol.draw()  # how early this device renews, among its fellows

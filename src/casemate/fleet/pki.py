@@ -46,7 +46,7 @@ class Authority:
 
     def is_ours(self, certificate: bytes) -> bool:
         """Return whether one of the intermediates issued *certificate* (DER)."""
-        return any(authority.is_issued_by(certificate, each) for each in self.intermediates)
+        return any(x509.is_issued_by(certificate, each) for each in self.intermediates)
 
 
 def create(home: FleetHome, fleet: str, clock: Clock) -> None:
@@ -93,7 +93,7 @@ def load(home: FleetHome, clock: Clock) -> Authority:
     valid = []
     for path in reversed(_intermediates(home)):
         certificate = x509.from_pem(home.read(path).decode("ascii", "replace"))
-        if authority.facts(certificate).not_after > clock.wall() and authority.is_issued_by(certificate, root):
+        if authority.facts(certificate).not_after > clock.wall() and x509.is_issued_by(certificate, root):
             valid.append((path, certificate))
     if not valid:
         raise OperationError("no intermediate is valid any more", hint="`casemate fleet ca rotate` with the root key")

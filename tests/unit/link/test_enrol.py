@@ -28,7 +28,7 @@ def join(fleet, key=None, token=None, root=None):
 def identity(tmp_path, joined, key) -> Identity:
     found = Identity(tmp_path / "device.crt", tmp_path / "device.key")
     found.certificate.write_bytes(client_certificate.to_pem(joined.chain))
-    found.key.write_bytes(client_certificate.key_to_pem(key))
+    found.key.write_bytes(key.pem())
     return found
 
 

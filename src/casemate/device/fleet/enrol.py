@@ -69,9 +69,9 @@ def _asking_key(home: Home) -> EcKey:
     """
     path = home.fleet / membership.ASKING
     with contextlib.suppress(FileNotFoundError, UntrustedDataError):
-        return client_certificate.key_from_pem(path.read_bytes())
+        return EcKey.load_pem(path.read_bytes())
     key = EcKey.generate()
-    write_atomic(path, client_certificate.key_to_pem(key))
+    write_atomic(path, key.pem())
     return key
 
 
@@ -95,7 +95,7 @@ def _join(url: str, token: Token, root_pem: bytes | None, tpm: str, key: EcKey) 
         )
         place = Place(schema=1, devices=found.devices, root=found.root.der)
         certificate = client_certificate.to_pem(found.chain)
-        return _Joined(member, place, client_certificate.key_to_pem(key), certificate), {}
+        return _Joined(member, place, key.pem(), certificate), {}
 
     return apart.run(work, _Joined)[0]
 
