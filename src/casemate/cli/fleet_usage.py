@@ -15,7 +15,9 @@ _BAR: Final = 24
 
 
 @click.command()
-@click.option("--period", type=click.IntRange(0), metavar="N", help="Another period than the newest.")
+@click.option(
+    "--period", type=click.IntRange(0), metavar="N", help="Another period than the newest that says anything."
+)
 @click.option("--group", metavar="G", help="Only the devices of a group.")
 @dir_option
 @json_option

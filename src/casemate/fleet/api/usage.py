@@ -64,7 +64,7 @@ async def show_usage(
     period: Annotated[int | None, Query(ge=0, le=1 << 20)] = None,
     group: Annotated[str | None, Query(max_length=128)] = None,
 ) -> Usage:
-    """Show what devices whose owners agreed were used for: the newest period and the whole fleet, unless asked."""
+    """Show what devices whose owners agreed were used for: the newest period with enough reports, unless asked."""
     who.require(Permission.READ)
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.read() as connection:

@@ -71,7 +71,7 @@ async def prune(connection: AsyncConnection, now: float) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
-    """What somebody wants to see: None is the newest period, and the whole fleet."""
+    """What somebody wants to see: None is the newest period with enough reports, and the whole fleet."""
 
     period: int | None = None
     group: str | None = None
@@ -80,14 +80,18 @@ class Wanted:
 async def summary(connection: AsyncConnection, wanted: Wanted, now: float) -> dict[str, Any]:
     """Return what is known of a period, as `/api/v1/usage` says it.
 
+    Unless one is asked for it is the newest with enough reports to say anything: the first device whose clock is ahead
+    does not hide what is known.
+
     Raises:
         NotFoundError: nobody reported about that period, or from that group.
 
     """
     sums = usage_tables.usage_sum.c
     current = sums.version == usage.VERSION
-    periods = list(await connection.scalars(sa.select(sums.period).where(current).distinct().order_by(sums.period)))
-    chosen = wanted.period if wanted.period is not None else (periods[-1] if periods else None)
+    periods = await _periods(connection)
+    enough = [period for period, reports in periods.items() if reports >= estimate.FEWEST]
+    chosen = next(iter([*enough, *periods]), None) if wanted.period is None else wanted.period
     if wanted.period is not None and wanted.period not in periods:
         raise NotFoundError("nobody reported about that period")
     reporting = sa.select(sums.group_name).where(current, sums.period == chosen).distinct()
@@ -105,10 +109,19 @@ async def summary(connection: AsyncConnection, wanted: Wanted, now: float) -> di
         "epsilon": usage.EPSILON,
         "confidence": estimate.CONFIDENCE,
         "fewest": estimate.FEWEST,
-        "periods": periods[::-1],
+        "periods": list(periods),
         "groups": groups,
         "questions": [_question(row, *found.get(row.name, (0, []))) for row in QUESTIONS.values()],
     }
+
+
+async def _periods(connection: AsyncConnection) -> dict[int, int]:
+    """Return how many reports there are about each period, the newest first."""
+    sums = usage_tables.usage_sum.c
+    counted = sa.select(sums.period, sa.func.sum(sums.reports).label("reports"))
+    query = counted.where(sums.version == usage.VERSION, sums.answer == 0)  # each report is in one row of answer 0
+    rows = await connection.execute(query.group_by(sums.period).order_by(sums.period.desc()))
+    return {row.period: int(row.reports) for row in rows}
 
 
 async def _sums(connection: AsyncConnection, period: int, group: str | None) -> dict[str, tuple[int, list[int]]]:
