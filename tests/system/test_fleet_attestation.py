@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -10,15 +11,19 @@ import json
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from casemate.cli.main import run
+from casemate.crypto import client_certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import NotAuthorisedError, PolicyDeniedError, UntrustedDataError
+from casemate.fleet.home import FleetHome
+from casemate.fleet.store import Store, tables
 from casemate.formats import evidence
 from casemate.formats.keystore import key_id
 from support import databases
 from support.evidence import event, log_of
-from support.fleet import Device, Server, running
+from support.fleet import Device, Server, running, until
 from support.swtpm import needs_swtpm, software_tpm
 from support.tpm_device import FIRMWARE, STACK, TpmDevice
 
@@ -114,6 +119,26 @@ def test_a_listed_tpm_joins_without_a_token_and_comes_back_with_its_tpm_alone(se
     assert device.checkin().status == 200
     name, device.key = device.id, EcKey.generate()
     assert device.join().id == name
+    assert device.checkin().status == 200
+
+
+async def end_certificates(server, name):
+    """Let the certificates of a device have ended long ago, as the records have it."""
+    store, cert = Store(FleetHome(server.directory).settings().database), tables.device_cert
+    async with store.write() as connection:
+        await connection.execute(sa.update(cert).where(cert.c.device_id == name).values(not_after=1.0))
+    await store.close()
+
+
+def test_a_device_whose_certificate_has_ended_comes_back_with_its_tpm_and_its_used_token(server, chip, tmp_path):
+    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
+    used = server.token(device.asset)
+    name = device.join(used).id
+    asyncio.run(end_certificates(server, name))
+    until(lambda: device.checkin().status == 401)
+    device.key = EcKey.generate()
+    assert server.enrol(used, client_certificate.make_request(device.key)).status == 401, "without the TPM: nothing"
+    assert device.join(used).id == name
     assert device.checkin().status == 200
 
 

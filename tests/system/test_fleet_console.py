@@ -343,6 +343,20 @@ def test_a_token_is_shown_once(site, ada):
     assert "till-99" in words(ada)
 
 
+def test_a_token_for_a_program_is_made_shown_once_and_ended(site, ada):
+    ada.get(f"{site.origin}/people")
+    form = ada.find_element(By.CSS_SELECTOR, "form[action='/people/tokens']")
+    form.find_element(By.NAME, "name").send_keys("reports", Keys.ENTER)
+    until(ada, lambda: "The token is shown once" in words(ada))
+    bearer = {"authorization": f"Bearer {ada.find_element(By.CSS_SELECTOR, 'code.secret').text}"}
+    assert raw(site, "GET", "/api/v1/devices", headers=bearer)[0] == 200
+    ada.get(f"{site.origin}/people")
+    assert bearer["authorization"][7:] not in ada.page_source
+    ada.find_element(By.CSS_SELECTOR, "[aria-label='End the token reports']").click()
+    until(ada, lambda: "reports" not in words(ada))
+    assert raw(site, "GET", "/api/v1/devices", headers=bearer)[0] == 401
+
+
 def test_a_hundred_devices_come_in_pages_and_a_search_finds_one(site, ada):
     for number in range(60):
         site.add_device(f"page-{number:03}")

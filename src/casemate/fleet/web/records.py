@@ -13,14 +13,17 @@ from casemate.errors import NotFoundError, UsageError
 from casemate.fleet import enrolment, setup
 from casemate.fleet.accounts import people, roles
 from casemate.fleet.accounts.roles import Permission, Role
+from casemate.fleet.api import tokens
 from casemate.fleet.audit import Act
 from casemate.fleet.enrolment import Wanted
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
 from casemate.fleet.web.menu import navigation
 from casemate.fleet.web.visit import Visit
+from casemate.ids import parse_name
 
 PAGE: Final = 50
+_TOKEN_DAYS: Final = 366
 _HOURS: Final = {"1": 3600, "24": 86400, "168": 7 * 86400}
 
 
@@ -154,10 +157,10 @@ async def show_audit(visit: Visit) -> Response:
 
 async def show_people(visit: Visit) -> Response:
     """Show who has a role here, and one's own passkeys."""
-    return await _people(visit, "")
+    return await _people(visit)
 
 
-async def _people(visit: Visit, link: str) -> Response:
+async def _people(visit: Visit, *, link: str = "", token: str = "") -> Response:
     user, passkey = tables.user.c, tables.passkey.c
     rows = await _rows(
         visit,
@@ -180,6 +183,8 @@ async def _people(visit: Visit, link: str) -> Response:
         people=rows,
         own=own,
         link=link,
+        token=token,
+        tokens=await _tokens(visit),
         roles=roles.DESCRIPTIONS,
         may=roles.allowed(visit.who.role, Permission.PEOPLE),
     )
@@ -195,7 +200,40 @@ async def invite(visit: Visit) -> Response:
         token = await people.invite(connection, visit.field("name", 64), Role(role), visit.now)
         detail = {"name": visit.field("name", 64), "role": role}
         await fleet.audit.append(connection, Act(visit.who.name, "person.invited", detail=detail), visit.now)
-    return await _people(visit, f"{visit.site.party.origin}/join/{token}")
+    return await _people(visit, link=f"{visit.site.party.origin}/join/{token}")
+
+
+async def _tokens(visit: Visit) -> list[dict[str, Any]]:
+    """Return the API tokens that are good, for who may end them."""
+    if not roles.allowed(visit.who.role, Permission.PEOPLE):
+        return []
+    async with visit.site.fleet.store.read() as connection:
+        found = await tokens.listed(connection)
+    return [each for each in found if each["revoked"] is None and each["expires"] > visit.now]
+
+
+async def make_api_token(visit: Visit) -> Response:
+    """Make a token for a program and show it, once."""
+    role, days = visit.field("role", 32), visit.number("days")
+    if role not in {known.value for known in Role}:
+        raise UsageError("choose a role")
+    if days is None or not 1 <= days <= _TOKEN_DAYS:
+        raise UsageError(f"a token is good for 1 to {_TOKEN_DAYS} days")
+    fleet, name = visit.site.fleet, parse_name(visit.field("name", 64), "token")
+    who = visit.who.name
+    async with fleet.store.write() as connection:
+        _, made = await tokens.create(
+            connection, fleet.audit, name=name, role=Role(role), seconds=days * 86400.0, actor=who, now=visit.now
+        )
+    return await _people(visit, token=made)
+
+
+async def end_api_token(visit: Visit) -> Response:
+    """End an API token."""
+    fleet, known = visit.site.fleet, visit.request.path_params["token"]
+    async with fleet.store.write() as connection:
+        await tokens.revoke(connection, fleet.audit, known, actor=visit.who.name, now=visit.now)
+    return RedirectResponse("/people", 303)
 
 
 async def disable(visit: Visit) -> Response:

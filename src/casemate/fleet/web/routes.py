@@ -111,6 +111,9 @@ def routes() -> list[BaseRoute]:
         action("/people/invite", people, records.invite),
         action("/people/disable", people, records.disable),
         action("/people/email", people, records.set_email),
+        action("/people/tokens", people, records.make_api_token),
+        # ending one never waits for a passkey
+        action("/people/tokens/{token}/revoke", people, records.end_api_token, proof=False),
         # who has only stolen a session must not make it a passkey of their own
         action("/people/passkey/begin", read, doors.begin_passkey, proof=True),
         action("/people/passkey/finish", read, doors.finish_passkey, proof=True),
