@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,26 @@ def started(site, group, *more):
         answer = site.api(who, "POST", f"/rollouts/{name}/{verb}", {})
         assert answer.status == 200, answer.body
     return name
+
+
+def test_the_page_about_rollouts_is_followed(site):
+    """Type what docs/rollouts.md says; where it says that somebody else approves, somebody else does."""
+    page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    typed = [line.split()[2:] for line in page.splitlines() if line.startswith("casemate fleet ")]
+    place, root = str(site.repository.directory), str(site.repository.metadata / "1.root.json")
+    named = {"https://releases.example.org": place, "1.root.json": root}
+    seen = []
+    for words in typed:
+        given = [named.get(word, word) for word in words]
+        refused = {"approve": 4, "abort": 11}.get(given[1], 0)  # its author; nothing to go back to
+        answer = site.server.cli(*given, expect=refused)
+        if given[1] == "create":
+            named["ROLLOUT"] = answer["id"]
+        elif given[1] == "approve":
+            assert site.api("bob", "POST", f"/rollouts/{named['ROLLOUT']}/approve", {}).status == 200
+        seen.append(answer.get("state", ""))
+    assert [each for each in seen if each] == ["draft", "running", "running", "paused", "running"]
+    assert site.server.cli("rollout", "abort", named["ROLLOUT"], "--yes")["state"] == "aborted"
 
 
 def test_a_release_is_directed_to_two_devices_then_to_all_and_each_step_is_signed_for_one_device(site):

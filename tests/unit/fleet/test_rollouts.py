@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -20,13 +21,16 @@ from casemate.errors import ConflictError, NotAuthorisedError, PolicyDeniedError
 from casemate.fleet import rehearse, serve
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
-from casemate.fleet.rollout import picks, records, releases, settle, steward, terms, words
+from casemate.fleet.rollout import director, picks, records, releases, settle, steward, terms, words
 from casemate.fleet.rollout.plan import Action
 from casemate.fleet.rollout.records import Move, Wanted
 from casemate.fleet.rollout.simulate import World
 from casemate.fleet.rollout.states import Event, State
 from casemate.fleet.rollout.terms import Terms, Window
+from casemate.fleet.states import State as DeviceState
 from casemate.fleet.store import database, rollout_tables, schema, tables
+from casemate.formats import director as formats_director
+from casemate.formats import envelope
 from casemate.formats.channel_set import Member
 from casemate.formats.director import VerifiedWord, Word
 from support import databases
@@ -459,6 +463,69 @@ def test_a_shut_window_offers_nothing(tmp_path):
             return [row.id for row in await connection.execute(sa.select(tables.device.c.id))]
 
     assert site(work, tmp_path) == (0, 20)
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+def test_of_two_rollouts_that_start_at_once_for_the_same_devices_one_does(tmp_path, kind):
+    async def work(here):
+        await here.devices(30)
+        await here.publish()
+        names = [await here.create(), await here.create(group="shops")]
+        for each in names:
+            await here.move(each, Event.APPROVE)
+        return await asyncio.gather(*(here.move(each, Event.START) for each in names), return_exceptions=True)
+
+    both = site(work, tmp_path, kind)
+    assert sorted(type(each).__name__ for each in both) == ["ConflictError", "State"]
+
+
+def test_a_rollout_that_cannot_be_looked_at_does_not_stop_the_others(tmp_path):
+    async def work(here):
+        await here.devices(30, "shops")
+        await here.devices(30, "depots")
+        await here.publish()
+        names = sorted([await here.running(group="shops"), await here.running(group="depots")])
+        broken = rollout_tables.rollout.c.id == names[0]
+        async with here.fleet.store.write() as connection:
+            await connection.execute(sa.update(rollout_tables.rollout).where(broken).values(terms=b"{"))
+        with pytest.raises(msgspec.DecodeError):
+            await here.look()
+        return len(await here.of(names[1], "offered"))
+
+    assert site(work, tmp_path) == 20
+
+
+def known(device, pick):
+    return SimpleNamespace(id=device, group="", state=DeviceState.ENROLLED, pick=pick)
+
+
+def test_a_device_that_asks_again_and_again_is_handed_its_pick_once_and_a_pause_in_between_is_heard(tmp_path):
+    async def work(here):
+        ids = await here.devices(30)
+        await here.publish()
+        name = await here.running()
+        await here.look()
+        offered = await here.of(name, "offered")
+        first = [await director.deliver(here.fleet, known(offered[0], 2), 1, NOW) for _ in range(3)]
+        taken = await here.of(name, "taken")
+        await here.move(name, Event.PAUSE)
+        late = await director.deliver(here.fleet, known(offered[1], 2), 1, NOW)
+        nothing = await director.deliver(here.fleet, known(offered[0], 2), 2, NOW)
+        ahead = await director.deliver(here.fleet, known(ids[0], 1), 40, NOW)
+        lies = await director.deliver(here.fleet, known(ids[0], 1), 1 << 53, NOW)
+        return offered, taken, [action_of(each) for each in (*first, late, ahead)], nothing, lies
+
+    def action_of(raw):
+        payload = envelope.parse(raw, formats_director.PICK_TYPE).payload
+        found = msgspec.json.decode(payload)
+        return found["action"], found["sequence"]
+
+    offered, taken, said, nothing, lies = site(work, tmp_path)
+    assert taken == offered[:1]
+    assert said[:3] == [("take", 2)] * 3
+    assert said[3] == ("keep", 3)  # its pick was taken back before it came
+    assert said[4][1] == 41  # a restored server goes on above what its device follows
+    assert (nothing, lies) == (None, None)
 
 
 def test_terms_that_make_no_sense_are_refused():

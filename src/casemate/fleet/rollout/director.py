@@ -29,6 +29,8 @@ from casemate.formats.director import Choice, Pick
 LIFE: Final = 7 * 86_400
 """Seconds a pick holds; a device asks for it again a day before it ends."""
 _GIVES: Final = ("running", "done")
+_BELIEVED: Final = 1 << 48
+"""A device that says it follows a pick above this one lies about it, and only to its own harm."""
 _one = rollout_tables.rollout_device.c
 
 
@@ -48,19 +50,28 @@ async def deliver(fleet: Fleet, device: Known, held: int, now: float) -> bytes |
     key = signing_key(fleet.home)
     if key is None:
         return None
+    if device.pick is None or held > device.pick:
+        if held > _BELIEVED:
+            return None
+        await _begin(fleet, device, held, now)
+    async with fleet.store.read() as connection:
+        row = (await connection.execute(_PICK, {"device": device.id})).one()
+        pick = await _pick(connection, fleet, device, row, now)
+    if pick.action == "take" and row.standing == "offered":  # asked again and again it costs no write
+        async with fleet.store.write() as connection:
+            if not await words.handed(connection, row.rollout_id, device.id, now):
+                return None  # it was taken back in this moment: there is another pick already
+    return director.sign_pick(pick, key)
+
+
+async def _begin(fleet: Fleet, device: Known, held: int, now: float) -> None:
+    """Give *device* its first pick, or one above *held*: a server that was restored knows less than its devices."""
     async with fleet.store.write() as connection:
         if device.pick is None:
             await picks.begin(connection, fleet.store, device.id, device.group, now)
-        elif held > device.pick:  # this server was restored: what the device follows is newer than what we know
-            own = _pick_row.c.device_id == device.id
-            await connection.execute(sa.update(_pick_row).where(own).values(sequence=held + 1, changed=now))
-        row = (await connection.execute(_PICK, {"device": device.id})).one()
-        pick = await _pick(connection, fleet, device, row, now)
-        if pick.action == "take":
-            await words.handed(connection, row.rollout_id, device.id, now)
-    if device.pick is None or held > device.pick:
-        fleet.directory.forget(device.id)
-    return director.sign_pick(pick, key)
+        mine = sa.and_(_pick_row.c.device_id == device.id, _pick_row.c.sequence <= held)
+        await connection.execute(sa.update(_pick_row).where(mine).values(sequence=held + 1, changed=now))
+    fleet.directory.forget(device.id)
 
 
 async def hear(fleet: Fleet, device: Known, raw: bytes, certificate: bytes, now: float) -> None:
@@ -121,6 +132,7 @@ _PICK: Final = (
         _pick_row.c.action,
         _pick_row.c.rollout_id,
         _rollout.c.state,
+        _one.state.label("standing"),
         _rollout.c.terms,
         _rollout.c.content,
         _rollout.c.channel,
@@ -130,6 +142,10 @@ _PICK: Final = (
     )
     .select_from(_pick_row)
     .outerjoin(_rollout, _rollout.c.id == _pick_row.c.rollout_id)
+    .outerjoin(
+        rollout_tables.rollout_device,
+        sa.and_(_one.rollout_id == _pick_row.c.rollout_id, _one.device_id == _pick_row.c.device_id),
+    )
     .outerjoin(_release, _release.c.id == _rollout.c.release_id)
     .where(_pick_row.c.device_id == sa.bindparam("device"))
 )

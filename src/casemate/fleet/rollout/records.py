@@ -252,6 +252,7 @@ async def _require_second(connection: AsyncConnection, row: sa.Row[Any], wanted:
 
 async def _require_alone(connection: AsyncConnection, row: sa.Row[Any]) -> None:
     """Refuse a second rollout for the same devices: neither could be judged."""
+    await connection.execute(sa.select(base.audit_tree.c.id).with_for_update())  # of two that begin at once one waits
     query = sa.select(_rollout.id, _rollout.group_name).where(_rollout.state.in_(LIVE), _rollout.id != row.id)
     for other in await connection.execute(query):
         if None in {row.group_name, other.group_name} or other.group_name == row.group_name:

@@ -33,13 +33,24 @@ _ENDS: Final = {Verdict.STOP: Event.STOP, Verdict.FINISH: Event.FINISH}
 
 
 async def look(fleet: Fleet) -> int:
-    """Look at every rollout that is under way; returns how many there are."""
+    """Look at every rollout that is under way; returns how many there are.
+
+    Raises:
+        Exception: what the last look that failed raised, after all others were taken.
+
+    """
     async with fleet.store.read() as connection:
         query = sa.select(_rollout.id).where(_rollout.state.in_(records.LIVE)).order_by(_rollout.id)
         names = [row.id for row in await connection.execute(query)]
+    failed: Exception | None = None
     for name in names:
-        async with fleet.store.write() as connection:
-            await look_at(connection, fleet, name, fleet.clock.wall())
+        try:
+            async with fleet.store.write() as connection:
+                await look_at(connection, fleet, name, fleet.clock.wall())
+        except Exception as error:  # noqa: BLE001 - one that cannot be looked at must not stop the others; told below
+            failed = error
+    if failed:
+        raise failed
     return len(names)
 
 

@@ -35,10 +35,11 @@ async def take(connection: AsyncConnection, store: Store, verified: VerifiedWord
         )
 
 
-async def handed(connection: AsyncConnection, rollout: str, device: str, now: float) -> None:
-    """Note that *device* was handed the pick of *rollout*: from here on its silence counts."""
+async def handed(connection: AsyncConnection, rollout: str, device: str, now: float) -> bool:
+    """Note that *device* is handed the pick of *rollout*: from here on its silence counts. False: it is not offered."""
     mine = sa.and_(_one.rollout_id == rollout, _one.device_id == device, _one.state == "offered")
-    await connection.execute(sa.update(rollout_tables.rollout_device).where(mine).values(state="taken", changed=now))
+    change = sa.update(rollout_tables.rollout_device).where(mine).values(state="taken", changed=now)
+    return bool((await connection.execute(change)).rowcount)
 
 
 async def _keep(connection: AsyncConnection, store: Store, verified: VerifiedWord, raw: bytes, now: float) -> None:
