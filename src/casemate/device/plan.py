@@ -29,6 +29,8 @@ class ServedModel:
     """What the container is called, when that is not `name`: a generation's."""
     gate: str = ""
     """What the fleet calls the model, when its key comes from there, for a lease."""
+    digest: str = ""
+    """SHA-256 of the plain file as the container claims it; "": nobody looked."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Respondent:
             agent, agent.plan.home, member, running=agent.plan.generation, earliest=self.orders.signed
         )
         self.contact: dict[str, Any] = {}
-        found = stock.take((model.name, model.container or model.name) for model in agent.plan.models)
+        found = stock.take((model.name, model.container or model.name, model.digest) for model in agent.plan.models)
         self._inventory = stock.digest(found), fleet_api.encode(found)
 
     # -- what the agent asks

@@ -188,12 +188,14 @@ def resolve_models(
         )
     chosen = names or ([] if recorded else sorted(held))
     gates = {model.path: model.gate.model for model in found if model.gate}
+    digests = {model.path: model.digest for model in found}
     served = [
         ServedModel(
             name,
             str(held[name]),
             container=generation.container(name, held[name]),
             gate=gates.get(held[name], ""),
+            digest=digests.get(held[name], ""),
         )
         for name in dict.fromkeys(chosen)
     ]

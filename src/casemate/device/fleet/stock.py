@@ -19,13 +19,14 @@ DPKG: Final = Path("/var/lib/dpkg/status")
 _LIMIT: Final = 64 * 1024 * 1024
 _TEXT: Final = 128
 ENGINE: Final = "xllamacpp"
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _SMALL: Final = 4096
 _FACT: Final = re.compile(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', re.MULTILINE)
 _FIELD: Final = re.compile(rb"^(Package|Version|Status): (.*)$", re.MULTILINE)
 
 
-def take(models: Iterable[tuple[str, str]], dpkg: Path = DPKG, root: Path = Path("/")) -> Inventory:
-    """Return everything that is found, in its one order; *models* are names and containers.
+def take(models: Iterable[tuple[str, str, str]], dpkg: Path = DPKG, root: Path = Path("/")) -> Inventory:
+    """Return everything that is found, in its one order; *models* are names, containers and digests.
 
     What is over the limit is left out.
     """
@@ -92,9 +93,9 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _models(models: Iterable[tuple[str, str]]) -> Iterator[Item]:
-    for name, container in models:
-        yield Item("model", _text(name), _text(container))
+def _models(models: Iterable[tuple[str, str, str]]) -> Iterator[Item]:
+    for name, container, digest in models:
+        yield Item("model", _text(name), _text(container), digest if _DIGEST.fullmatch(digest) else None)
 
 
 def _decoded(data: bytes) -> str:

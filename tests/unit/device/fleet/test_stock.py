@@ -29,9 +29,10 @@ Status: install ok installed
 
 def test_installed_packages_and_models_are_listed_once_and_removed_ones_are_not(tmp_path):
     (tmp_path / "status").write_text(STATUS)
-    found = stock.take([("saffron", "saffron.g2")], tmp_path / "status")
+    found = stock.take([("saffron", "saffron.g2", "ab" * 32), ("odd", "odd", "no digest")], tmp_path / "status")
     assert Item("dpkg", "nftables", "1.0.6-2") in found.items
-    assert Item("model", "saffron", "saffron.g2") in found.items
+    assert Item("model", "saffron", "saffron.g2", "ab" * 32) in found.items
+    assert Item("model", "odd", "odd") in found.items
     assert Item("python", "msgspec", version("msgspec")) in found.items
     assert not [item for item in found.items if item.name in {"gone", "half"}]
     assert len(set(found.items)) == len(found.items)
