@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 
@@ -218,6 +219,14 @@ def test_the_process_measures_quotes_and_gives_a_key_to_whom_the_agent_connected
 def credential(ek_public, ak_public, secret):
     ek, ak = tpm.parse_public(ek_public), tpm.parse_public(ak_public)
     return make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, secret)
+
+
+def test_what_an_update_brings_is_measured_by_what_the_gateway_gets():
+    assert measure.taken_events({}, b"") == []
+    first, second, guard = measure.taken_events({"b": "x", "a": "y"}, b"rules")
+    assert (first.name, second.name, guard.name) == ("a", "b", "update")
+    assert second == measure.policy_event("b", b"x")
+    assert guard.digest == hashlib.sha256(b"rules").hexdigest()
 
 
 def test_a_device_measures_what_it_runs_and_what_it_serves(chip, tmp_path):

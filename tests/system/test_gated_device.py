@@ -104,3 +104,5 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
             server.cli("device", "quarantine", "till-7")
             until(lambda: served(device)["state"] == "quarantined", WITHIN)
             until(lambda: not list((home / "attester" / "leases").iterdir()), WITHIN)
+            server.cli("device", "release", "till-7")
+            until(lambda: served(device)["state"] == "ready", WITHIN)

@@ -233,6 +233,15 @@ class Agent:
         """Hear where an update stands."""
         self._duty.stands(facts)
 
+    async def measure_taken(self, policy: ipc.TakePolicy) -> None:
+        """Measure what an update says about apps and the guard, before it is used.
+
+        Raises:
+            ChildDied: it could not be measured.
+
+        """
+        await self._duty.measure_taken(policy)
+
     async def raise_floor(self, number: int) -> None:
         """Have the TPM's counter of updates raised to *number*.
 

@@ -70,6 +70,24 @@ class Attestation:
         """
         await self._measure([Event(EventKind.POLICY, app, "", digest) for app, digest in sorted(policies.items())])
 
+    async def measure_generation(self, content: str) -> None:
+        """Measure which generation is served, by its *content* digest (hex); empty: none.
+
+        Raises:
+            ChildDied: it could not be measured: it may not be used.
+
+        """
+        await self._measure([Event(EventKind.GENERATION, "generation", "", content)] if content else [])
+
+    async def measure_taken(self, policy: ipc.TakePolicy) -> None:
+        """Measure what a generation says about apps and the guard.
+
+        Raises:
+            ChildDied: it could not be measured: it may not be used.
+
+        """
+        await self._measure(measure.taken_events(policy.apps, policy.guard))
+
     async def measure_model(self, name: str, digest: str) -> None:
         """Measure a model that the vault has proven.
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet
 STOP_GRACE: Final = 0.7
 _WRAP_WITHIN: Final = 30.0
 _CONTACT_WITHIN: Final = 30.0
+_MOST_FLOORS: Final = 16
+"""Raises in one life of the agent: NV memory wears, and who asks reads what comes from a network."""
 LINK_PAUSE: Final = 60.0
 """Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
 
@@ -64,6 +66,7 @@ class Duty:
         self.clock = processes.clock
         self.leases = Leases(self, self.clock)
         self._in_contact = asyncio.Event()
+        self._floors_raised = 0
         self.respondent: Respondent | None = None
         self.attestation: Attestation | None = None
 
@@ -80,11 +83,23 @@ class Duty:
         await self._start_attester()
         self._processes.keep("attester", self._start_attester)
         await self.attestation.measure_policies(self.plan.policies)
+        await self.attestation.measure_generation(self.plan.generation)
+        await self.attestation.measure_taken(self.plan.policy)
 
     async def _start_attester(self) -> None:
         assert self.attestation
         child = await self._processes.start("attester", {"tpm": self.plan.settings["keystore.tpm"]}, {})
         self.attestation.started(child)
+
+    async def measure_taken(self, policy: ipc.TakePolicy) -> None:
+        """Measure what an update says about apps and the guard, where there is a TPM, before it is used.
+
+        Raises:
+            ChildDied: it could not be measured.
+
+        """
+        if self.attestation:
+            await self.attestation.measure_taken(policy)
 
     async def measure_model(self, name: str, digest: str) -> None:
         """Measure a model that the vault has proven, where there is a TPM.
@@ -110,6 +125,9 @@ class Duty:
         """
         if self.attestation is None:
             raise OperationError("this device has no TPM")
+        self._floors_raised += 1
+        if self._floors_raised > _MOST_FLOORS:
+            raise OperationError("the counter was raised too often; it catches up at the next start")
         await self.attestation.raise_floor(number)
 
     # -- keys of gated models
@@ -128,10 +146,15 @@ class Duty:
         if not self.may_serve:
             return 0, f"this device is {self.state}"
         try:
-            await asyncio.wait_for(self._in_contact.wait(), _CONTACT_WITHIN)
+            async with asyncio.timeout(_CONTACT_WITHIN):
+                await self._in_contact.wait()
         except TimeoutError:
             return 0, "the fleet was not reached"
-        return await self.attestation.ask_key(self.respondent, model)
+        answer = await self.attestation.ask_key(self.respondent, model)
+        if not self.respondent.may_serve:  # its order came while we asked
+            await self._drop_keys()
+            return 0, f"this device is {self.state}"
+        return answer
 
     async def use_key(self, model: str, into: int) -> float:
         """Have *model*'s key written into the descriptor *into*; returns the seconds its lease still has.

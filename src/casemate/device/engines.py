@@ -18,6 +18,7 @@ from casemate.errors import OperationError
 from casemate.formats import event, ipc
 
 _LOOK: Final = 2.0
+_AGAIN: Final = 1.0
 
 
 class Engines:
@@ -43,6 +44,7 @@ class Engines:
     def begin(self) -> None:
         """Start every engine, whatever happened to it before."""
         self.held = False
+        self._leases.ask_again()
         for engine in list(self.by_name.values()):
             engine.policy = RestartPolicy()
             self.adopt(engine)
@@ -71,6 +73,8 @@ class Engines:
             if engine.retired:
                 return
             if isinstance(died, LeaseOver):
+                engine.policy.stopped(died.reason)
+                await asyncio.sleep(_AGAIN)
                 continue
             delay = engine.policy.died(clock.monotonic(), died.reason, transient=died.transient)
             self.tell_down(engine, delay)

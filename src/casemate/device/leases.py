@@ -72,6 +72,8 @@ class Lease:
     """Why the last question brought none."""
     failures: int = 0
     changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    wanted: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    """Ask now: what the next question was planned by does not hold any more."""
 
 
 def next_question(now: float, since: float, until: float, failures: int, spread: float) -> float:
@@ -132,7 +134,7 @@ class Leases:
         """Yield a descriptor that *model*'s key comes out of, once.
 
         Raises:
-            LeaseOver: there is no lease, or it is over: the TPM says so.
+            LeaseOver: there is no lease, or it is over: the TPM says so, or cannot be asked now.
 
         """
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -140,10 +142,10 @@ class Leases:
             try:
                 self._took(model, await self._keeper.use_key(model, writer))
             except (PolicyDeniedError, NotFoundError) as error:
-                self._of(model).until = 0.0
+                self._end(self._of(model))
                 raise LeaseOver(error.message) from error
             except CasemateError as error:
-                raise ChildDied(f"no key of {model}: {error.message}", error=error) from error
+                raise LeaseOver(f"no key of {model}: {error.message}") from error
             finally:
                 os.close(writer)
             yield reader
@@ -171,7 +173,17 @@ class Leases:
     def forget(self) -> None:
         """Take every lease for over: the fleet said so."""
         for held in self._held.values():
-            held.until = 0.0
+            self._end(held)
+
+    def ask_again(self) -> None:
+        """Ask at once for what is missing: the fleet lets this device serve again."""
+        for held in self._held.values():
+            held.failures = 0
+            held.wanted.set()
+
+    def _end(self, held: Lease) -> None:
+        held.until = 0.0
+        held.wanted.set()
 
     # -- what is shown
 
@@ -206,7 +218,14 @@ class Leases:
                 pass  # one that the TPM kept from before
         while True:
             spread = random.uniform(-1, 1)  # noqa: S311 - jitter, no secret
-            await asyncio.sleep(next_question(self._now(), held.since, held.until, held.failures, spread))
+            pause = next_question(self._now(), held.since, held.until, held.failures, spread)
+            with contextlib.suppress(TimeoutError):  # not `wait_for`: in Python 3.11 it can swallow a cancellation
+                async with asyncio.timeout(pause):
+                    await held.wanted.wait()
+            if held.wanted.is_set():
+                held.wanted.clear()
+                if self.runs(model):
+                    continue
             await self._ask(model)
 
     async def _ask(self, model: str) -> tuple[int, str]:
@@ -221,6 +240,7 @@ class Leases:
         now = self._clock.wall()
         if status != _OK:
             held.failures, held.answer = held.failures + 1, why or f"the fleet answered {status}"
+            held.wanted.clear()  # a TPM that refuses what was just granted is not asked in a circle
             return status, held.answer
         held.failures, held.answer, held.affirmed, held.since = 0, "", now, self._now()
         self._keeper.record(event.key_leased(model=model, seconds=held.until - self._now(), now=now))

@@ -76,6 +76,10 @@ class Supervisor(Protocol):
         """Return the vault's answer; raises ChildDied."""
         ...
 
+    async def measure_taken(self, policy: ipc.TakePolicy) -> None:
+        """Measure what an update says about apps and the guard; raises ChildDied."""
+        ...
+
     async def raise_floor(self, number: int) -> None:
         """Have the TPM's counter of updates raised to *number*; raises OperationError."""
         ...
@@ -153,7 +157,7 @@ class Upkeep:
         if ask.verb == "drop":
             return await self._drop(str(ask.args["name"]))
         if ask.verb == "policy":
-            return self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
+            return await self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
         if ask.verb == "rehearse":
             return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
         raise OperationError(f"the agent has no verb {ask.verb!r}")
@@ -243,7 +247,11 @@ class Upkeep:
         for engine in self.retired:
             _end(engine)
 
-    def _take_policy(self, policy: ipc.TakePolicy) -> dict[str, Any]:
+    async def _take_policy(self, policy: ipc.TakePolicy) -> dict[str, Any]:
+        try:
+            await self._agent.measure_taken(policy)
+        except ChildDied as died:
+            raise died.error or OperationError(died.reason, hint="what was before still serves") from died
         self._policy = policy
         self._agent.tell_gateway(policy)
         return {}

@@ -148,3 +148,21 @@ def test_who_asks_once_hears_why_not(answer, kind):
             await leases.obtain("m")
 
     asyncio.run(scenario())
+
+
+def test_a_lease_that_was_forgotten_is_asked_for_again_long_before_its_half():
+    """After a quarantine nobody waits half a day for the question that was planned before it."""
+    keeper = Keeper(lease=86_400.0)
+
+    async def scenario() -> None:
+        leases, _ = made(keeper)
+        await asyncio.wait_for(leases.ready("m"), 5)
+        asked, keeper.left, keeper.answer = keeper.asked, None, (0, "this device is quarantined")
+        leases.forget()
+        await asyncio.sleep(0.1)
+        assert keeper.asked == asked + 1
+        keeper.answer = (OK, "")
+        leases.ask_again()
+        await asyncio.wait_for(leases.ready("m"), 5)
+
+    asyncio.run(scenario())

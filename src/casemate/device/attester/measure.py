@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,12 @@ def guard_event() -> Event:
 def policy_event(app: str, policy: bytes) -> Event:
     """Return the policy (its file's bytes) of *app*."""
     return Event(EventKind.POLICY, app, "", hashlib.sha256(policy).hexdigest())
+
+
+def taken_events(apps: Mapping[str, str], guard: bytes) -> list[Event]:
+    """Return what an update brought: the policy's text by app, and the guard's data (empty: what is installed)."""
+    found = [policy_event(app, text.encode()) for app, text in sorted(apps.items())]
+    return [*found, Event(EventKind.GUARD, "update", "", hashlib.sha256(guard).hexdigest())] if guard else found
 
 
 def model_event(name: str, digest: str) -> Event:
