@@ -8,7 +8,7 @@ repaired here, by the table in `device.supervisor`.
     stop      gateway (drains) -> engines -> vault -> journal, within five seconds
 
 A member of a fleet whose orders say so starts journal and link only, and serves when it is released. The parts:
-`processes` (what lives), `core` (journal, vault, gateway), `engines`, `duty` (a fleet's orders, the TPM).
+`processes` (what lives), `core` (journal, vault, gateway), `engines`, `chip` (the TPM), `duty` (a fleet's orders).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final
 from casemate.clock import Clock, SystemClock
 from casemate.device.admin import CONTROL_SOCKET, LINKED_UPDATE_SOCKET, UPDATE_SOCKET, AdminServer
 from casemate.device.children import ChildDied, ChildProcess, link_pair, start_child
+from casemate.device.chip import Chip
 from casemate.device.core import Core, host_port
 from casemate.device.duty import STOP_GRACE, Duty, is_ready
 from casemate.device.engines import Engines
@@ -47,15 +48,17 @@ class Agent:
         self.clock = clock or SystemClock()
         self._processes = Processes(plan, self.clock, self.launchers, self)
         self._core = Core(self._processes, lambda: self.engines, self._gateway_started)
+        self._chip = Chip(self._processes)
         self._duty = Duty(
             self._processes,
             self._core,
+            self._chip,
             lambda: self._engines,
-            lambda: self._upkeep.retired,
-            self._begin_serving,
+            retired=lambda: self._upkeep.retired,
+            serve=self._begin_serving,
             take=self._follow if plan.update_uid is None else None,
         )
-        self._engines = Engines(self._processes, self._core, self._duty.leases, self._duty.measure_model)
+        self._engines = Engines(self._processes, self._core, self._duty.leases, self._chip.measure_model)
         self._upkeep = Upkeep(self)
         self._updates = self._update_server()
         self._updating = asyncio.Lock()
@@ -80,7 +83,7 @@ class Agent:
             processes.keep("journal", self._core.start_journal)
             await admin.start()
             await self._updates.start()
-            await self._duty.begin_measuring()
+            await self._chip.begin()
             await self._duty.join(self.plan.member)
             if self._duty.may_serve:
                 await self._begin_serving()
@@ -177,7 +180,7 @@ class Agent:
         elif isinstance(message, ipc.LogProven) and child.role == "journal":
             self._core.log_proven(message)
         elif isinstance(message, ipc.FromAttester) and child.role == "attester":
-            self._duty.heard_of_tpm(message)
+            self._chip.heard(message)
         elif isinstance(message, ipc.FromLinkProcess) and child.role == "link":
             self._duty.heard_of_fleet(message)
         elif isinstance(message, ipc.Used) and child.role == "gateway":
@@ -240,7 +243,7 @@ class Agent:
             ChildDied: it could not be measured.
 
         """
-        await self._duty.measure_taken(policy)
+        await self._chip.measure_taken(policy)
 
     async def raise_floor(self, number: int) -> None:
         """Have the TPM's counter of updates raised to *number*.
@@ -249,7 +252,7 @@ class Agent:
             CasemateError: there is no TPM, or it did not.
 
         """
-        await self._duty.raise_floor(number)
+        await self._chip.raise_floor(number)
 
     # -- what the command line asks -----------------------------------------------------------------------------------
 

@@ -1,7 +1,4 @@
-"""What a fleet asks for, done to the device's processes: `device.respond` decides, this carries out.
-
-Beside it the TPM's process, whose evidence a fleet judges: `device.attest` knows the talk, this starts the process.
-"""
+"""What a fleet asks for, done to the device's processes: `device.respond` decides, this carries out."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from casemate.device.children import ChildDied
+from casemate.device.chip import Chip
 from casemate.device.core import QUARANTINED, Core
 from casemate.device.engines import Engines
 from casemate.device.leases import Leases
 from casemate.device.plan import Engine
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy
-from casemate.errors import CasemateError, NotFoundError, OperationError
+from casemate.errors import CasemateError, OperationError
 from casemate.formats import event, ipc
 
 if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
-    from casemate.device.attest import Attestation
     from casemate.device.fleet.destroy import Destroyed
     from casemate.device.fleet.fence import Gate
     from casemate.device.fleet.membership import Member
@@ -33,8 +30,6 @@ if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet
 STOP_GRACE: Final = 0.7
 _WRAP_WITHIN: Final = 30.0
 _CONTACT_WITHIN: Final = 30.0
-_MOST_FLOORS: Final = 16
-"""Raises in one life of the agent: NV memory wears, and who asks reads what comes from a network."""
 LINK_PAUSE: Final = 60.0
 """Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
 
@@ -46,18 +41,20 @@ class Duty:
         self,
         processes: Processes,
         core: Core,
+        chip: Chip,
         engines: Callable[[], Engines],
+        *,
         retired: Callable[[], list[Engine]],
         serve: Callable[[], Awaitable[None]],
-        *,
         take: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        """Act on *processes*, *core* and *engines* (*retired*: those that only finish); *serve* starts them all.
+        """Act on *processes*, *core*, *chip* and *engines*; *retired* are those that only finish, *serve* starts all.
 
         *take* runs the update process for what the fleet's director says; None: a timer does.
         """
         self._processes = processes
         self._core = core
+        self._chip = chip
         self._engines = engines
         self._retired = retired
         self._serve = serve
@@ -66,71 +63,14 @@ class Duty:
         self.clock = processes.clock
         self.leases = Leases(self, self.clock)
         self._in_contact = asyncio.Event()
-        self._floors_raised = 0
         self.respondent: Respondent | None = None
-        self.attestation: Attestation | None = None
 
-    # -- the TPM
-
-    async def begin_measuring(self) -> None:
-        """Start the attester where there is a TPM: what runs and by which policies is measured before it is used."""
-        if not self.plan.settings["keystore.tpm"]:
-            return
-        from casemate.device.attest import Attestation  # noqa: PLC0415 - a device without a TPM needs none of it
-
-        self.attestation = Attestation()
-        self._processes.policies["attester"] = RestartPolicy()
-        await self._start_attester()
-        self._processes.keep("attester", self._start_attester)
-        await self.attestation.measure_policies(self.plan.policies)
-        await self.attestation.measure_generation(self.plan.generation)
-        await self.attestation.measure_taken(self.plan.policy)
-
-    async def _start_attester(self) -> None:
-        assert self.attestation
-        child = await self._processes.start("attester", {"tpm": self.plan.settings["keystore.tpm"]}, {})
-        self.attestation.started(child)
-
-    async def measure_taken(self, policy: ipc.TakePolicy) -> None:
-        """Measure what an update says about apps and the guard, where there is a TPM, before it is used.
-
-        Raises:
-            ChildDied: it could not be measured.
-
-        """
-        if self.attestation:
-            await self.attestation.measure_taken(policy)
-
-    async def measure_model(self, name: str, digest: str) -> None:
-        """Measure a model that the vault has proven, where there is a TPM.
-
-        Raises:
-            ChildDied: it could not be measured: it may not be served.
-
-        """
-        if self.attestation:
-            await self.attestation.measure_model(name, digest)
+    # -- keys of gated models
 
     def show_evidence(self) -> None:
         """Have the fleet judge what runs here; without a TPM there is nothing to show."""
-        if self.attestation and self.respondent:
-            self.spawn(self.attestation.judge(self.respondent))
-
-    async def raise_floor(self, number: int) -> None:
-        """Have the TPM's counter of updates raised to *number*.
-
-        Raises:
-            CasemateError: there is no TPM, or it did not.
-
-        """
-        if self.attestation is None:
-            raise OperationError("this device has no TPM")
-        self._floors_raised += 1
-        if self._floors_raised > _MOST_FLOORS:
-            raise OperationError("the counter was raised too often; it catches up at the next start")
-        await self.attestation.raise_floor(number)
-
-    # -- keys of gated models
+        if self.respondent:
+            self._chip.show_evidence(self.respondent)
 
     async def ask_key(self, model: str) -> tuple[int, str]:
         """Prove what runs here and ask the fleet for *model*'s key; returns its status (0: no answer) and why not.
@@ -139,8 +79,6 @@ class Duty:
             CasemateError: the attester failed.
 
         """
-        if self.attestation is None:
-            return 0, "this device has no TPM, so its fleet gives it no key (set keystore.tpm)"
         if self.respondent is None:
             return 0, "this device belongs to no fleet (`casemate device enrol`)"
         if not self.may_serve:
@@ -150,7 +88,7 @@ class Duty:
                 await self._in_contact.wait()
         except TimeoutError:
             return 0, "the fleet was not reached"
-        answer = await self.attestation.ask_key(self.respondent, model)
+        answer = await self._chip.ask_key(self.respondent, model)
         if not self.respondent.may_serve:  # its order came while we asked
             await self._drop_keys()
             return 0, f"this device is {self.state}"
@@ -163,9 +101,7 @@ class Duty:
             CasemateError: there is no lease, it is over, or the attester failed.
 
         """
-        if self.attestation is None:
-            raise NotFoundError("this device has no TPM", hint="set keystore.tpm")
-        return await self.attestation.use_key(model, into)
+        return await self._chip.use_key(model, into)
 
     async def wrap_key(self, request: ipc.WrapKey, fds: Sequence[int]) -> ipc.FromVault:
         """Have the vault wrap a new container's data key, which came along, under its model's gated key.
@@ -183,12 +119,11 @@ class Duty:
             raise died.error or OperationError(died.reason, hint="try again") from died
         return reply
 
-    async def _drop_keys(self) -> None:
+    async def _drop_keys(self, *, forever: bool = False) -> None:
         """Forget every lease, here and in the TPM's keeping; what cannot be forgotten now ends by itself."""
         self.leases.forget()
-        if self.attestation:
-            with contextlib.suppress(CasemateError):
-                await self.attestation.drop_keys()
+        with contextlib.suppress(CasemateError):
+            await self._chip.drop_keys(forever=forever)
 
     # -- the link
 
@@ -231,11 +166,6 @@ class Duty:
             (self._in_contact.set if message.ok else self._in_contact.clear)()
             if message.attest_wanted:
                 self.show_evidence()
-
-    def heard_of_tpm(self, message: ipc.FromAttester) -> None:
-        """Take what the attester says."""
-        if self.attestation:
-            self.attestation.heard(message)
 
     def heard_of_use(self, message: ipc.Used) -> None:
         """Take what the gateway counted."""
@@ -304,9 +234,7 @@ class Duty:
             vault = await self._processes.start("vault", settings, {})
             gone = msgspec.convert(vault.facts, Destroyed)
             await self._processes.children.pop("vault").stop(STOP_GRACE)
-        if self.attestation:
-            with contextlib.suppress(CasemateError):
-                await self.attestation.drop_keys(forever=True)
+        await self._drop_keys(forever=True)
         shredded = await self._processes.launchers.shred_keyfile()
         return msgspec.structs.replace(gone, keyfile=gone.keyfile or shredded)
 
@@ -366,7 +294,7 @@ class Duty:
         """Return what `casemate status` shows of the fleet; None: there is none."""
         if self.respondent is None:
             return None
-        return {**self.respondent.status(), **(self.attestation.result if self.attestation else {})}
+        return {**self.respondent.status(), **self._chip.result}
 
 
 def is_ready(processes: Processes, engines: Engines) -> bool:
