@@ -303,12 +303,12 @@ def test_many_devices_are_ordered_at_once_by_whoever_types_their_number(site, ad
     assert {state_of(site, each) for each in flooded} == {State.QUARANTINED}
     site.write(lambda connection: connection.execute(sa.update(tables.session).values(proved=0)))
     ada.get(f"{site.origin}/bulk?group=flooded")
-    Select(ada.find_element(By.NAME, "action")).select_by_visible_text("release")
+    Select(ada.find_element(By.NAME, "action")).select_by_visible_text("revoke")
     ada.find_element(By.CSS_SELECTOR, "button.primary").click()
     until(ada, lambda: "For exactly these" in words(ada))
     ada.find_element(By.NAME, "count").send_keys("3", Keys.ENTER)
     until(ada, lambda: path(ada) == "/prove")
-    assert state_of(site, flooded[0]) == State.QUARANTINED, "what needs a passkey for one needs it for many"
+    assert state_of(site, flooded[0]) == State.QUARANTINED, "what cannot be taken back needs a passkey for many"
     ada.find_element(By.CSS_SELECTOR, "button.primary").click()  # later tests go on with a proof that is fresh
     until(ada, lambda: path(ada).startswith("/bulk/"))
 

@@ -44,16 +44,18 @@ class Action:
     permission: Permission
     states: tuple[State, ...]
     event: Event | None
+    proof: bool = False
+    """In the console the passkey is shown again, although for one device it need not be: it cannot be taken back."""
 
 
-def _of_event(permission: Permission, event: Event) -> Action:
-    return Action(permission, tuple(state for state, known in TRANSITIONS if known is event), event)
+def _of_event(permission: Permission, event: Event, *, proof: bool = False) -> Action:
+    return Action(permission, tuple(state for state, known in TRANSITIONS if known is event), event, proof)
 
 
 ACTIONS: Final = {
     "quarantine": _of_event(Permission.QUARANTINE, Event.QUARANTINE),
     "release": _of_event(Permission.RELEASE, Event.RELEASE),
-    "revoke": _of_event(Permission.QUARANTINE, Event.REVOKE),
+    "revoke": _of_event(Permission.QUARANTINE, Event.REVOKE, proof=True),
     "move": Action(Permission.ENROL, CARRIES_ASSET, None),
 }
 """A wipe is not here: it is asked for one device at a time, of two people."""
@@ -172,9 +174,9 @@ async def describe(connection: AsyncConnection, known: str) -> Shown:
     )
 
 
-async def permission_of(connection: AsyncConnection, known: str) -> Permission:
-    """Return what somebody must be allowed to confirm the order *known*."""
-    return ACTIONS[(await _find(connection, known)).action].permission
+async def action_of(connection: AsyncConnection, known: str) -> Action:
+    """Return what the order *known* does, and who may confirm it."""
+    return ACTIONS[(await _find(connection, known)).action]
 
 
 async def confirm(connection: AsyncConnection, fleet: Fleet, known: str, count: int, actor: str) -> None:

@@ -104,7 +104,8 @@ class Commander:
         query = (
             sa.select(command.device_id, command.verb)
             .join(tables.device, device.id == command.device_id)
-            .where(command.state == "failed", command.finished < now - REPEAT, must, ~replaced)
+            .where(device.state.in_(_HOLDS), must)
+            .where(command.state == "failed", command.finished < now - REPEAT, ~replaced)
         )
         rows = (await connection.execute(query)).all()
         for row in rows:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.server
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
-from casemate.errors import CasemateError, NotAuthorisedError, UntrustedDataError, UsageError
+from casemate.clock import SystemClock
+from casemate.errors import CasemateError, NotAuthorisedError, OperationError, UntrustedDataError, UsageError
 from casemate.fleet import signon
 from casemate.fleet.accounts import oidc, people, provider
 from casemate.fleet.accounts.oidc import Account, VerifiedLogin
@@ -239,3 +244,28 @@ def test_no_text_becomes_an_address_with_a_second_line(text):
         return
     assert address.isascii()
     assert not set(address) & set('\r\n ,;<>"()')
+
+
+def test_a_provider_that_is_down_is_asked_once_however_many_try_to_sign_in():
+    """Anybody can begin to sign in, and each who waits for the provider holds one of the server's threads."""
+    asked = []
+
+    class Down(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(500)
+
+        def log_message(self, *_):
+            pass
+
+    async def work(issuer):
+        known = provider.Provider(SystemClock())
+        settings_ = OidcSettings(issuer, "casemate")
+        found = await asyncio.gather(*(known.described(settings_) for _ in range(30)), return_exceptions=True)
+        assert {type(each) for each in found} == {OperationError}
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Down) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asyncio.run(work(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+    assert asked == ["/.well-known/openid-configuration"]

@@ -27,6 +27,8 @@ from casemate.fleet.home import OidcSettings
 
 KNOWN: Final = 3600.0
 """Seconds that what a provider says about itself is believed."""
+FAILED: Final = 5.0
+"""Seconds in which a provider that did not answer is not asked again: whoever waits for it holds a thread."""
 KEYS_KNOWN: Final = 300.0
 """The same for its keys: a key that was taken away because somebody stole it counts no longer than this."""
 _SECONDS: Final = 5.0
@@ -75,6 +77,8 @@ class Provider:
         """Know nothing yet."""
         self._clock = clock
         self._held: _Held | None = None
+        self._asking = asyncio.Lock()
+        self._failed: tuple[str, float] = ("", 0.0)
 
     async def described(self, settings: OidcSettings) -> Discovered:
         """Return what the provider says about itself.
@@ -126,9 +130,20 @@ class Provider:
         return oidc.verify_id_token(text, await self._keys(held), settings, nonce=question.nonce, now=now)
 
     async def _known(self, settings: OidcSettings) -> _Held:
-        held = self._held
-        if held and held.issuer == settings.issuer and self._clock.monotonic() < held.until:
-            return held
+        async with self._asking:  # anybody may begin to sign in: the provider is asked by one at a time
+            held = self._held
+            if held and held.issuer == settings.issuer and self._clock.monotonic() < held.until:
+                return held
+            issuer, until = self._failed
+            if issuer == settings.issuer and self._clock.monotonic() < until:
+                raise OperationError("the sign-in provider did not answer", hint=_FIX)
+            try:
+                return await self._discover(settings)
+            except OperationError:
+                self._failed = (settings.issuer, self._clock.monotonic() + FAILED)
+                raise
+
+    async def _discover(self, settings: OidcSettings) -> _Held:
         address = settings.issuer.rstrip("/") + "/.well-known/openid-configuration"
         body = await asyncio.to_thread(_fetch, "GET", address)
         described = parse_description(body, settings.issuer)

@@ -34,7 +34,7 @@ async def describe_bulk(request: Request, who: Known, order: Name) -> shapes.Bul
     """Show an order for many devices, and how far it is."""
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.read() as connection:
-        who.require(await bulk.permission_of(connection, order))
+        who.require((await bulk.action_of(connection, order)).permission)
         return shapes.Bulk(**dataclasses.asdict(await bulk.describe(connection, order)))
 
 
@@ -43,7 +43,7 @@ async def confirm_bulk(request: Request, who: Known, order: Name, body: shapes.C
     """Let an order begin, by who looked at it and knows how many devices it is for."""
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.write() as connection:
-        who.require(await bulk.permission_of(connection, order))
+        who.require((await bulk.action_of(connection, order)).permission)
         await bulk.confirm(connection, fleet, order, body.count, who.actor)
     await bulk.carry_out(fleet, request.app.state.commander, order, bulk.AT_ONCE)
     async with fleet.store.read() as connection:

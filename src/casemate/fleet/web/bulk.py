@@ -54,7 +54,8 @@ async def confirm(visit: Visit) -> Response:
     if count is None:
         raise UsageError("type how many devices it is for")
     async with fleet.store.read() as connection:
-        visit.demand(await bulk.permission_of(connection, known))
+        action = await bulk.action_of(connection, known)
+    visit.demand(action.permission, proof=action.proof)
     async with fleet.store.write() as connection:
         await bulk.confirm(connection, fleet, known, count, visit.who.name)
     await bulk.carry_out(fleet, visit.site.commander, known, bulk.AT_ONCE)

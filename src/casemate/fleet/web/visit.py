@@ -83,15 +83,15 @@ class Visit:
             raise NotAuthorisedError("sign in first")
         return self.person
 
-    def demand(self, permission: Permission) -> None:
-        """Refuse what the person may not do; what needs proof sends them to `/prove` first.
+    def demand(self, permission: Permission, *, proof: bool = False) -> None:
+        """Refuse what the person may not do; what needs proof (or is said to) sends them to `/prove` first.
 
         Raises:
             NotAuthorisedError: their role may not.
 
         """
         roles.require(self.who.role, permission)
-        if permission in NEEDS_PROOF and not self.who.has_proved(self.now):
+        if (proof or permission in NEEDS_PROOF) and not self.who.has_proved(self.now):
             raise _SignIn(f"/prove?next={quote(_way_back(self.request), safe='')}")
 
     def field(self, name: str, limit: int = 200) -> str:
