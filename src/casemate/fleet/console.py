@@ -62,6 +62,7 @@ class Console:
                 raise OperationError(
                     "the database is not of this version", hint="start `casemate fleet serve` once: it migrates"
                 )
+            await fleet.clock.settle()
             commander = Commander(fleet.settings.fleet, home.signing_key("commands"))
             yield cls(fleet, commander, f"console:{getpass.getuser()}"[:128])
         finally:

@@ -147,13 +147,13 @@ def parse_quote(data: bytes) -> Quote:
 
     """
     reader = _Reader(data, "tpm-attest")
-    if reader.u32() != _MAGIC or reader.u16() != _QUOTE:
+    if reader.fields(_ATTEST) != (_MAGIC, _QUOTE):
         raise reader.refusal("not a quote made by a TPM")
     signer, extra = reader.sized(68), reader.sized(64)
-    clock, resets, restarts, safe, firmware = reader.u64(), reader.u32(), reader.u32(), reader.u8(), reader.u64()
-    if safe > 1 or reader.u32() != 1 or reader.u16() != tpm.SHA256:
+    clock, resets, restarts, safe, firmware, banks, bank, size = reader.fields(_CLOCK_AND_BANK)
+    if safe > 1 or banks != 1 or bank != tpm.SHA256:
         raise reader.refusal("the quote is not over the SHA-256 bank alone")
-    bitmap = int.from_bytes(reader.take(_at_most(reader, reader.u8(), PCR_COUNT // 8)), "little")
+    bitmap = int.from_bytes(reader.take(_at_most(reader, size, PCR_COUNT // 8)), "little")
     digest = reader.sized(DIGEST_BYTES)
     reader.end()
     if len(digest) != DIGEST_BYTES:
@@ -204,6 +204,10 @@ def _at_most(reader: _Reader, count: int, limit: int) -> int:
     return count
 
 
+_ATTEST: Final = struct.Struct("!IH")  # magic, type
+_CLOCK_AND_BANK: Final = struct.Struct("!QIIBQIHB")  # TPMS_CLOCK_INFO, firmware version, one TPMS_PCR_SELECTION's head
+
+
 class _Reader:
     """Reads a structure once, front to back."""
 
@@ -224,20 +228,17 @@ class _Reader:
         taken, self._at = self._data[self._at : end], end
         return taken
 
+    def fields(self, form: struct.Struct) -> tuple[int, ...]:
+        return form.unpack(self.take(form.size))
+
     def _number(self, width: int) -> int:
         return int.from_bytes(self.take(width), "big")
-
-    def u8(self) -> int:
-        return self._number(1)
 
     def u16(self) -> int:
         return self._number(2)
 
     def u32(self) -> int:
         return self._number(4)
-
-    def u64(self) -> int:
-        return self._number(8)
 
     def sized(self, limit: int) -> bytes:
         length = self.u16()
