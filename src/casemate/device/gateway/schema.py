@@ -51,7 +51,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")] | None = None
     refusal: Short | None = None
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
     tool_calls: Annotated[list[Any], Meta(max_length=0)] | None = None

@@ -97,6 +97,7 @@ def test_an_answer_can_be_sent_back_as_history():
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_request"),
         ({"messages": [{"role": "user", "content": "x", "extra": 1}]}, "messages[0].extra", "unsupported_parameter"),
         ({"messages": [{"role": "user", "content": "x", "name": "a b"}]}, "messages[0].name", "invalid_request"),
+        ({"messages": [{"role": "user", "content": "x", "name": "ab\n"}]}, "messages[0].name", "invalid_request"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "invalid_request"),
         ({"model": ""}, "model", "invalid_request"),
         ({"documents": [{"text": "x", "url": "y"}]}, "documents[0].url", "unsupported_parameter"),
