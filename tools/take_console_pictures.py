@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.wait import WebDriverWait
@@ -44,6 +45,7 @@ def main() -> None:
         driver.find_element(By.CSS_SELECTOR, "button.primary").click()
         WebDriverWait(driver, 20).until(lambda _: "/join/" not in driver.current_url)
         seeded = console_fleet.seed(site, devices=180)
+        site.fleet.settings = msgspec.structs.replace(site.fleet.settings, names=("fleet.example.org",))
         site.fleet.served = Served("https://localhost:8443", "https://0.0.0.0:8444", "https://0.0.0.0:8445")
         for name in [page for page in console_fleet.PAGES if page in wanted]:
             _take(driver, site.origin + console_fleet.PAGES[name].format(**vars(seeded)), name, args)
@@ -61,7 +63,7 @@ def _take(driver: WebDriver, address: str, name: str, args: argparse.Namespace) 
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
             driver.get(address)
             driver.execute_async_script(SETTLED)
-            shown = {"format": "png"} if args.png else {"format": "webp", "quality": 60}
+            shown = {"format": "png"} if args.png else {"format": "webp", "quality": 55}
             taken = driver.execute_cdp_cmd("Page.captureScreenshot", {**shown, "captureBeyondViewport": args.whole})
             path = args.out / f"{name}-{screen}-{theme}.{shown['format']}"
             path.write_bytes(base64.b64decode(taken["data"]))
