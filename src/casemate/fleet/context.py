@@ -66,7 +66,9 @@ class Fleet:
     leaving: bool = False
     """This server is about to stop: a load balancer should ask another."""
     directs: bool = False
-    """It knows a release repository: devices take what rollouts give them. As of the last sweep."""
+    """It knows a release repository: devices take what rollouts give them, for good."""
+    directs_asked: float = 0.0
+    """When that was last looked up, by the monotonic clock."""
     device_count: int = 0
     """How many devices there are, as of the last sweep: it sets how often they call."""
 

@@ -20,7 +20,7 @@ from casemate.fleet.rollout import releases, steward
 from casemate.fleet.seen import FLUSH_SECONDS
 from casemate.fleet.shared_clock import SETTLE_SECONDS
 from casemate.fleet.states import State
-from casemate.fleet.store import partitions, rollout_tables, tables
+from casemate.fleet.store import partitions, tables
 from casemate.fleet.usage import reports
 
 SWEEP_SECONDS: Final = 15.0
@@ -124,8 +124,6 @@ async def count(fleet: Fleet) -> None:
     state = tables.device.c.state
     async with fleet.store.read() as connection:
         rows = (await connection.execute(sa.select(state, sa.func.count()).group_by(state))).all()
-        directs = (await connection.execute(sa.select(rollout_tables.release_source.c.id))).first() is not None
-    fleet.directs = directs
     found = {row[0]: row[1] for row in rows}
     for each in State:
         fleet.metrics.devices.labels(str(each)).set(found.get(str(each), 0))

@@ -29,6 +29,7 @@ from casemate.formats.director import Choice, Pick
 LIFE: Final = 7 * 86_400
 """Seconds a pick holds; a device asks for it again a day before it ends."""
 _GIVES: Final = ("running", "done")
+_ASK_SECONDS: Final = 1.0
 _BELIEVED: Final = 1 << 48
 """A device that says it follows a pick above this one lies about it, and only to its own harm."""
 _one = rollout_tables.rollout_device.c
@@ -45,7 +46,9 @@ def signing_key(home: FleetHome) -> SigningKey | None:
 
 async def deliver(fleet: Fleet, device: Known, held: int, now: float) -> bytes | None:
     """Return the signed pick of *device* when it follows another than *held*; from then on its silence counts."""
-    if device.pick == held or (device.pick is None and not fleet.directs) or not may(device.state, Use.REPORT):
+    if device.pick == held or not may(device.state, Use.REPORT):
+        return None
+    if device.pick is None and not await _directs(fleet):
         return None
     key = signing_key(fleet.home)
     if key is None:
@@ -62,6 +65,17 @@ async def deliver(fleet: Fleet, device: Known, held: int, now: float) -> bytes |
             if not await words.handed(connection, row.rollout_id, device.id, now):
                 return None  # it was taken back in this moment: there is another pick already
     return director.sign_pick(pick, key)
+
+
+async def _directs(fleet: Fleet) -> bool:
+    """Say whether this fleet knows a release repository: looked up once a second until it does, whoever calls."""
+    now = fleet.clock.monotonic()
+    if not fleet.directs and now - fleet.directs_asked >= _ASK_SECONDS:
+        fleet.directs_asked = now
+        async with fleet.store.read() as connection:
+            query = sa.select(rollout_tables.release_source.c.id)
+            fleet.directs = (await connection.execute(query)).first() is not None
+    return fleet.directs
 
 
 async def _begin(fleet: Fleet, device: Known, held: int, now: float) -> None:
