@@ -24,7 +24,7 @@ from casemate.fleet import keybroker, verifier
 from casemate.fleet.keybroker import Gate, Result
 from casemate.fleet.states import State
 from casemate.fleet.verifier import KnownTpm
-from casemate.formats import ear, evidence, tpm
+from casemate.formats import ear, evidence, lease, tpm
 from casemate.formats.evidence import OWN_PCRS
 from casemate.keystores import tss
 from support.evidence import FULL, event, log_of, verified
@@ -80,14 +80,17 @@ def main() -> None:
     broker, name = Secret.random(), tpm.parse_public(ak).name
     wrapped = aead.wrap(broker, Secret.random(), b"model")
 
+    terms = lease.Terms(1, "fleet", "device", "model", "0" * 16, "L2", 3600, nonce)
+
     def release() -> object:
         now = time.time()
         verdict = keybroker.decide(
             Gate("L2", 3600, None), Result(1, "affirming", "L3", now, now + 9), State.ENROLLED, now
         )
         assert verdict.granted
-        with aead.unwrap(broker, wrapped, b"model") as opened_key:
-            return make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, name, opened_key.reveal())
+        with aead.unwrap(broker, wrapped, b"model") as opened_key, Secret.random() as transport:
+            lease.make_grant(transport, opened_key, terms)
+            return make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, name, transport.reveal())
 
     public, signature, attest = tpm.parse_public(ak), tpm.parse_signature(given.signature), given.attest
     check = cpu_of(lambda: tpm.is_signed(public.key, signature, attest))

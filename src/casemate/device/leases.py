@@ -157,13 +157,13 @@ class Leases:
 
         Raises:
             PolicyDeniedError: the fleet says no.
-            OperationError: it was not reached.
+            OperationError: it was not reached, or the TPM failed.
 
         """
         if self.runs(model):
             return
         status, why = await self._ask(model)
-        if status == 0:
+        if status <= 0:
             raise OperationError(
                 f"no key of {model!r}: {why}", hint="is the fleet's server up, and this device online?"
             )
@@ -235,7 +235,7 @@ class Leases:
             if status == _OK:
                 async with self.key(model):
                     pass  # the TPM says how long
-        except (CasemateError, ChildDied) as error:
+        except (CasemateError, ChildDied) as error:  # of the TPM's side
             status, why = -1, error.message if isinstance(error, CasemateError) else error.reason
         now = self._clock.wall()
         if status != _OK:
