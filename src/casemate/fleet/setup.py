@@ -59,13 +59,16 @@ class Setup:
     listeners: list[Listener]
     certificates: list[Certificate]
     webhook: str
+    mail: str
+    """The server that mail goes by; "": none is sent."""
     sign_in: dict[str, Any] | None
     retention: dict[str, float]
 
 
 def describe(fleet: Fleet) -> Setup:
     """Return how the server of *fleet* is set up."""
-    oidc = fleet.settings.oidc
+    now = fleet.home.settings()  # a command may have changed them since this server started
+    oidc = now.oidc
     return Setup(
         version=__version__,
         fleet=fleet.settings.fleet,
@@ -73,7 +76,8 @@ def describe(fleet: Fleet) -> Setup:
         root_key_here=(fleet.home.ca / "root.key").exists(),
         listeners=_listeners(fleet),
         certificates=_certificates(fleet),
-        webhook=_place(fleet.settings.webhook),
+        webhook=_place(now.webhook),
+        mail=f"{now.mail.host}:{now.mail.port}" if now.mail else "",
         sign_in={"label": oidc.label, "issuer": oidc.issuer, "roles": dict(oidc.roles)} if oidc else None,
         retention={
             "health of the fleet": trend.KEPT,
