@@ -48,7 +48,8 @@ def test_devices_are_told_an_address_that_they_can_reach(fleet, listens, names, 
 def test_the_settings_name_what_ends_and_hold_no_secret(fleet):
     secret = "https://hooks.example.org/T0/B1/very-secret?key=also-secret"
     database = "postgresql://fleet:database-secret@db.example.org/fleet"
-    fleet.settings = msgspec.structs.replace(fleet.settings, webhook=secret, database=database)
+    fleet.settings = msgspec.structs.replace(fleet.settings, database=database)
+    fleet.home.save_settings(msgspec.structs.replace(fleet.home.settings(), webhook=secret))  # as a command does
     fleet.served = Served(people="https://127.0.0.1:8443", devices="https://0.0.0.0:8444")
     found = setup.describe(fleet)
     shown = json.dumps(dataclasses.asdict(found))
