@@ -528,6 +528,18 @@ def test_a_device_that_asks_again_and_again_is_handed_its_pick_once_and_a_pause_
     assert (nothing, lies) == (None, None)
 
 
+def test_what_people_write_is_one_line_of_text(tmp_path):
+    async def work(here):
+        await here.publish()
+        name = await here.create()
+        await here.move(name, Event.ABORT, why="\x1b[2Jgone\x00\nfor good")
+        with pytest.raises(UsageError):
+            await here.create(group="shops\x00")
+        return (await here.show(name))["why"]
+
+    assert site(work, tmp_path) == "[2Jgone  for good"
+
+
 def test_terms_that_make_no_sense_are_refused():
     for given in ({"soak": 0}, {"shares": [0.5, 0.2, 1]}, {"shares": [0.5]}, {"first": 0}, {"colour": "red"}):
         with pytest.raises(UsageError):

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.errors import ConflictError, NotAuthorisedError, NotFoundError, PolicyDeniedError
+from casemate.errors import ConflictError, NotAuthorisedError, NotFoundError, PolicyDeniedError, UsageError
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.approvals import ALONE
@@ -43,6 +43,7 @@ NEEDS: Final[Mapping[Event, Permission]] = {
     Event.ABORT: Permission.APPROVE_ROLLOUT,
 }
 """Who may what. Whoever may approve may also stop; making and going on is for who runs rollouts."""
+_WHY_LIMIT: Final = 400
 _UNDER_WAY: Final = ("offered", "taken")
 _TOOK_IT: Final = ("taken", "installed", "good", "failed", "silent")
 _rollout, _one = rollout_tables.rollout.c, rollout_tables.rollout_device.c
@@ -75,9 +76,12 @@ async def create(connection: AsyncConnection, fleet: Fleet, wanted: Wanted, acto
     Raises:
         NotFoundError: no such release.
         PolicyDeniedError: it cannot be rolled out.
+        UsageError: the group is no name.
 
     """
     name = secrets.token_hex(8)
+    if wanted.group is not None and not wanted.group.isprintable():
+        raise UsageError("a group is printable text")
     found = await releases.find(connection, wanted.release)
     releases.require_usable(found, now)
     values = {
@@ -122,8 +126,8 @@ async def change(connection: AsyncConnection, fleet: Fleet, name: str, wanted: M
     state = move(State(row.state), wanted.event)
     values: dict[str, Any] = {"state": str(state), "version": row.version + 1, "changed": wanted.now}
     values |= await _before(connection, row, wanted)
-    if wanted.why:
-        values["why"] = wanted.why
+    if why := _line(wanted.why):
+        values["why"] = why
     if state in ENDED:
         values |= {"ended": wanted.now, "roll_back": wanted.roll_back}
     done = await connection.execute(
@@ -133,7 +137,7 @@ async def change(connection: AsyncConnection, fleet: Fleet, name: str, wanted: M
         raise ConflictError("the rollout was changed meanwhile", hint="look at it again, then decide again")
     await _after(connection, fleet, row, wanted)
     detail: dict[str, Any] = {"rollout": name, "from": row.state, "to": str(state)}
-    detail |= {"why": wanted.why} if wanted.why else {}
+    detail |= {"why": why} if why else {}
     detail |= {"roll_back": True} if wanted.roll_back else {}
     await fleet.audit.append(connection, Act(wanted.actor, f"rollout.{wanted.event}", detail=detail), wanted.now)
     await note_change(connection, "", "rollout", wanted.now)
@@ -210,6 +214,11 @@ def described(row: sa.Row[Any]) -> dict[str, Any]:
         "ratio": round(plan.test.ratio(bad, row.good), 3),
         "bounds": [round(plan.test.lower, 3), round(plan.test.upper, 3)],
     }
+
+
+def _line(text: str) -> str:
+    """Return *text* as one line that no terminal and no database takes for something else."""
+    return "".join(each if each.isprintable() else " " for each in text).strip()[:_WHY_LIMIT]
 
 
 # --- what moves need and cause ----------------------------------------------------------------------------------------
