@@ -18,12 +18,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
-from casemate.fleet import approvals
+from casemate.fleet import approvals, inventory
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.changes import note_change
 from casemate.fleet.states import State
 from casemate.fleet.store import rollout_tables, tables
 from casemate.fleet.web import routes
+from casemate.formats.fleet_api import Inventory, Item
 from support import console_fleet
 from support.fleet_site import browser, running
 
@@ -211,6 +212,14 @@ def test_names_from_devices_and_people_are_text_and_nothing_else(site, ada):
         ada.get(site.origin + target)
         assert ada.execute_script("return window.owned ?? null") is None
     ada.get(f"{site.origin}/devices/{device}")
+    assert nasty in words(ada)
+    site.run(
+        inventory.store(site.fleet, device, Inventory((Item("engine", nasty, "\"'><script>window.owned=1</script>"),)))
+    )
+    for target in ("/inventory", "/inventory?name=%3Cimg", "/health?span=%22%3E%3Cimg%3E", "/usage?group=%3Cimg%3E"):
+        ada.get(site.origin + target)
+        assert ada.execute_script("return window.owned ?? null") is None
+    ada.get(f"{site.origin}/inventory?name=%3Cimg")
     assert nasty in words(ada)
 
 

@@ -31,12 +31,15 @@ async def store(fleet: Fleet, device: str, inventory: Inventory) -> str:
     """Keep *inventory* as what *device* has, and return its digest: ours, computed, never the device's word."""
     items, now = canonical_inventory(inventory), fleet.clock.wall()
     digest = hashlib.sha256(items).hexdigest()
+    known = sa.select(tables.package_set.c.digest).where(tables.package_set.c.digest == digest)
+    async with fleet.store.read() as connection:
+        is_new = (await connection.execute(known)).one_or_none() is None
+    if is_new:
+        await packages.index(fleet.store, digest, inventory.items)
     async with fleet.store.write() as connection:
-        known = sa.select(tables.package_set.c.digest).where(tables.package_set.c.digest == digest)
-        if (await connection.execute(known)).one_or_none() is None:
+        if is_new:
             values = {"digest": digest, "items": items, "count": len(set(inventory.items)), "created": now}
             await connection.execute(_insert_new(fleet).values(values))
-            await packages.index(connection, digest, inventory.items, on_postgresql=fleet.store.is_postgresql)
         await _set(connection, device, digest, now)
     fleet.directory.forget(device)
     return digest

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import NotFoundError, UsageError
 from casemate.fleet.states import CARRIES_ASSET
-from casemate.fleet.store import tables
+from casemate.fleet.store import Store, tables
 from casemate.formats.fleet_api import Item
 
 KINDS: Final[Mapping[str, str]] = {
@@ -38,6 +38,7 @@ FEW: Final = ("engine", "model", "policy", "os", "firmware", "hat")
 PAGE: Final = 50
 _CHUNK: Final = 200
 _VERSIONS: Final = 1000
+_MOST: Final = 1 << 53
 _TOP: Final = "\U0010ffff"
 _package, _member, _held = tables.package.c, tables.package_member.c, tables.device_packages.c
 _device = tables.device.c
@@ -66,18 +67,22 @@ class Found:
     cursor: str
 
 
-async def index(connection: AsyncConnection, digest: str, items: Iterable[Item], *, on_postgresql: bool) -> None:
-    """Make the set *digest* searchable."""
-    insert = postgresql.insert if on_postgresql else sqlite.insert
+async def index(store: Store, digest: str, items: Iterable[Item]) -> None:
+    """Make the set *digest* searchable, in small transactions: a huge set does not hold up who writes meanwhile.
+
+    Doing it again changes nothing, so a set is stored after it was indexed: one that was interrupted is sent again.
+    """
+    insert = postgresql.insert if store.is_postgresql else sqlite.insert
     keys = sorted({_key(item) for item in items})
     for start in range(0, len(keys), _CHUNK):
         chunk = keys[start : start + _CHUNK]
         rows = [dict(zip(("kind", "name", "version", "digest"), key, strict=True)) for key in chunk]
-        await connection.execute(insert(tables.package).on_conflict_do_nothing(), rows)
         here = sa.tuple_(_package.kind, _package.name, _package.version, _package.digest).in_(chunk)
         members = sa.select(_package.id, sa.literal(digest)).where(here)
         into = insert(tables.package_member).from_select(["package_id", "set_digest"], members, include_defaults=False)
-        await connection.execute(into.on_conflict_do_nothing())
+        async with store.write() as connection:
+            await connection.execute(insert(tables.package).on_conflict_do_nothing(), rows)
+            await connection.execute(into.on_conflict_do_nothing())
 
 
 async def prune(connection: AsyncConnection) -> None:
@@ -170,6 +175,9 @@ def _close(row: Mapping[str, Any]) -> str:
 
 def _open(cursor: str) -> tuple[str, str, int]:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[str, str, int])
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        name, version, number = msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[str, str, int])
+    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError) as error:
         raise UsageError("not a cursor of this list", hint="take the one from the page before") from error
+    if not (name + version).isprintable() or not 0 <= number < _MOST:
+        raise UsageError("not a cursor of this list", hint="take the one from the page before")
+    return name, version, number

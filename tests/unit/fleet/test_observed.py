@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import random
 import uuid
 
@@ -47,6 +49,7 @@ async def opened(directory, kind):
     home, clock = FleetHome(directory / "fleet"), Clock()
     await serve.prepare(home, clock, serve.Options(database=databases.new(kind, directory)))
     fleet = Fleet.open(home, clock)
+    fleet.clock = clock  # ours alone, also where the database has a time of its own
     try:
         yield fleet
     finally:
@@ -107,6 +110,10 @@ def test_the_devices_that_run_an_engine_are_found(tmp_path, kind):
     asyncio.run(work())
 
 
+def cursor_of(value):
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
+
+
 def test_pages_of_packages_follow_each_other(tmp_path, kind):
     random.seed(3)
     items = [Item("python", f"p{number % 40:02}", f"{number}.{number % 3}") for number in range(230)]
@@ -122,8 +129,9 @@ def test_pages_of_packages_follow_each_other(tmp_path, kind):
                     seen += [(one["name"], one["version"]) for one in page.packages]
                     if not (cursor := page.cursor):
                         break
-                with pytest.raises(UsageError):
-                    await packages.find(connection, Wanted(), cursor="!!")
+                for forged in ("!!", cursor_of(["a", "b", 10**30]), cursor_of(["a\0", "", 1]), cursor_of(["a"])):
+                    with pytest.raises(UsageError):
+                        await packages.find(connection, Wanted(), cursor=forged)
             assert len(seen) == len(set(seen)) == len(items)
             assert set(seen) == {(item.name, item.version) for item in items}
 

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from casemate.fleet.rollout import compare, records, terms
 from casemate.fleet.rollout.failures import Hypotheses
 from casemate.fleet.rollout.plan import rank_alpha
+from casemate.fleet.rollout.states import Event
 from casemate.fleet.store import rollout_tables, tables
 
 MOST: Final = 3000
@@ -24,6 +25,7 @@ MOST: Final = 3000
 POINTS: Final = 240
 JUDGED: Final = ("good", "failed", "silent")
 _AUDIT: Final = 500
+_ACTIONS: Final = ("rollout.create", *(f"rollout.{event}" for event in Event))
 _one = rollout_tables.rollout_device.c
 
 
@@ -103,7 +105,7 @@ def thinned(path: Sequence[Point], most: int) -> list[Point]:
 async def history(connection: AsyncConnection, name: str) -> list[dict[str, Any]]:
     """Return what people and the steward did to the rollout *name*, newest first."""
     event = tables.audit_event.c
-    query = sa.select(event.entry).where(event.action.like("rollout.%")).order_by(event.seq.desc()).limit(_AUDIT)
+    query = sa.select(event.entry).where(event.action.in_(_ACTIONS)).order_by(event.seq.desc()).limit(_AUDIT)
     entries = [msgspec.json.decode(row.entry) for row in await connection.execute(query)]
     return [entry for entry in entries if entry["detail"].get("rollout") == name]
 
