@@ -106,7 +106,7 @@ def test_one_is_restarted_and_one_is_killed_and_nothing_is_lost_or_doubled(site,
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_ten_rolling_restarts_under_load_lose_and_double_nothing(site, tmp_path):
     with Load(site, tmp_path, "long") as load:
         for _ in range(10):
