@@ -248,8 +248,6 @@ def test_an_open_page_hears_of_a_change_by_itself(site, ada):
     ada.get(site.origin)
     site.add_device("kiosk-live", State.PENDING)
     device = site.add_device("kiosk-cause")
-    from casemate.fleet.wake import note_change  # noqa: PLC0415
-
     time.sleep(1.5)
     site.write(lambda connection: note_change(connection, device, "state", time.time()))
     until(ada, lambda: "kiosk-live" in words(ada), within=25)
