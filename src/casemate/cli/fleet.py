@@ -111,12 +111,19 @@ def command() -> None:
 @click.option("--devices-url", metavar="URL", help="Where devices connect, when a proxy is in front; remembered.")
 @click.option("--enrol-url", metavar="URL", help="Where devices enrol, when a proxy is in front; remembered.")
 @click.option("--people-url", metavar="URL", help="The address people open, when it is not the listener's; remembered.")
+@click.option(
+    "--evidence-days",
+    type=click.IntRange(1, 3650),
+    metavar="N",
+    help="Days to keep old results of attestation, 30 at first; remembered.",
+)
 @click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), metavar="F", help="People's own chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path, exists=True), metavar="F", help="Its private key, PEM.")
 @json_option
 def serve(
     *,
     directory: Path | None,
+    evidence_days: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     as_json: bool,
@@ -145,6 +152,7 @@ def serve(
         devices_url=given["devices_url"],
         enrol_url=given["enrol_url"],
         people_url=given["people_url"],
+        evidence_days=evidence_days,
         names=names,
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
     )

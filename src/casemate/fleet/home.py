@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -74,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bus: str = ""
     """nats://...: where check-ins are buffered and servers tell each other of changes; empty: nowhere."""
     mail: MailSettings | None = None
+    evidence_days: Annotated[int, msgspec.Meta(ge=1)] = 30
+    """How long old results of attestation are kept."""
     schema: int = 1
 
 

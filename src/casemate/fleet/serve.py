@@ -52,6 +52,7 @@ class Options:
     devices_url: str | None = None
     enrol_url: str | None = None
     people_url: str | None = None
+    evidence_days: int | None = None
     tls: tuple[Path, Path] | None = None
     """Certificate chain and key for people's browsers (PEM)."""
 
@@ -84,15 +85,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         fleet = uuid.uuid4().hex
         pki.create(home, fleet, clock)
         database = options.database or sqlite_url(home.path / "fleet.db")
-        settings = Settings(
-            fleet=fleet,
-            database=database,
-            bus=options.bus or "",
-            names=options.names,
-            devices_url=options.devices_url or "",
-            enrol_url=options.enrol_url or "",
-            people_url=options.people_url or "",
-        )
+        settings = _changed(Settings(fleet=fleet, database=database), options)
     else:
         settings = _changed(home.settings(), options)
     store = Store(settings.database)
@@ -141,6 +134,7 @@ def _changed(settings: Settings, options: Options) -> Settings:
         "devices_url": options.devices_url,
         "enrol_url": options.enrol_url,
         "people_url": options.people_url,
+        "evidence_days": options.evidence_days,
     }
     return msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value is not None})
 

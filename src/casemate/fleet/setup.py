@@ -82,6 +82,7 @@ def describe(fleet: Fleet) -> Setup:
         retention={
             "health of the fleet": trend.KEPT,
             "health of each device": ROLLUPS_KEPT,
+            "attestation evidence": now.evidence_days * 86400.0,
             "device certificates": DEVICE_SECONDS,
             "sessions of people": sessions.LIFETIME,
             "open approvals": approvals.LIFE,

@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, mail, trend, webhook
+from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, mail, results, trend, webhook
 from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
@@ -51,11 +51,15 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
         await partitions.keep(fleet.store, fleet.clock.wall())
         await _prune(fleet)
 
+    async def forget() -> None:
+        await results.prune(fleet.store, fleet.clock.wall(), fleet.settings.evidence_days * 86400.0)
+
     rows = [
         Task("flush", FLUSH_SECONDS, fleet.seen.flush),
         Task("clock", SETTLE_SECONDS, fleet.clock.settle),
         Task("count", SWEEP_SECONDS, lambda: count(fleet)),
         Task("prune", PRUNE_SECONDS, prune, alone=True),
+        Task("evidence", PRUNE_SECONDS, forget, alone=True),
     ]
     if commander is not None:
         signer = commander  # bound for the closure below
