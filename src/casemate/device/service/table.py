@@ -141,6 +141,10 @@ SETUP: Final = Unit(
         "BindReadOnlyPaths": (),
         "InaccessiblePaths": ("-/boot", "-/etc/ssh"),
         "ReadWritePaths": ("{home}", "/etc/casemate/keys"),
+        # Where a TPM counts updates its counter is asked before a generation is chosen, which is before the attester
+        # runs. Bound into the private /dev, where nothing else of the machine is.
+        "DeviceAllow": f"{TPM} rw",
+        "BindPaths": f"-{TPM}",
     },
     ceiling=1.5,
 )
@@ -275,7 +279,7 @@ ATTESTER: Final = _linked(
     "attester",
     "Casemate: the TPM",
     {
-        # The only unit that reaches a device node, and only this one; sysusers puts its user into the node's group.
+        # The one TPM node and no other; sysusers puts its user into the node's group. Beside it only setup reaches it.
         "PrivateDevices": "no",
         "DeviceAllow": f"{TPM} rw",
         "PrivateUsers": "no",  # inside a user namespace that group would mean nobody

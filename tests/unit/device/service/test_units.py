@@ -161,9 +161,14 @@ def test_each_process_sees_its_own_part_of_the_home_and_no_other():
         assert hidden
 
 
-def test_only_the_attester_reaches_a_device_node_and_only_the_tpm():
+def test_only_the_attester_and_before_it_setup_reach_a_device_node_and_only_the_tpm():
     assert {unit.name for unit in SERVICES if service_rows(unit)["PrivateDevices"] != ["yes"]} == {table.ATTESTER.name}
-    assert service_rows(table.ATTESTER)["DeviceAllow"] == ["/dev/tpmrm0 rw"]
+    reaching = [unit for unit in SERVICES if "DeviceAllow" in service_rows(unit)]
+    assert names(reaching) == [table.SETUP.name, table.ATTESTER.name]
+    for unit in reaching:
+        assert service_rows(unit)["DeviceAllow"] == ["/dev/tpmrm0 rw"]
+        assert service_rows(unit)["DevicePolicy"] == ["closed"]
+    assert service_rows(table.SETUP)["BindPaths"] == ["-/dev/tpmrm0"]  # no TPM: nothing to bind, and it starts
     assert f"ConditionPathExists={table.TPM}" in text_of(table.ATTESTER)  # no TPM: nothing waits, nothing fails
     assert "m casemate-attester tss\n" in render.files(LOOPBACK)[render.SYSUSERS_FILE]
 
