@@ -18,6 +18,7 @@ from casemate.device.home import Home
 from casemate.errors import HostError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 from casemate.formats.container import BrokerSlot, Header, Slot
+from casemate.formats.decoding import MALFORMED
 
 _WITHIN: Final = 120.0
 """Seconds: the device proves itself to the fleet first, and a TPM is slow."""
@@ -67,7 +68,7 @@ class Gate:
         if isinstance(reply, ipc.KeyWrapped):
             try:
                 return msgspec.json.decode(reply.slot, type=BrokerSlot)
-            except msgspec.DecodeError as error:
+            except MALFORMED as error:
                 raise UntrustedDataError("the vault's slot does not parse", check="container-slots") from error
         if isinstance(reply, ipc.ReleaseRefused):
             raise admin.rebuilt(msgspec.structs.asdict(reply))

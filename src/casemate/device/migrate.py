@@ -28,6 +28,7 @@ from casemate.device.record import record
 from casemate.durable import sync_directory
 from casemate.errors import ConfigError, NotFoundError, OperationError
 from casemate.formats import event
+from casemate.formats.decoding import MALFORMED
 
 Step = Callable[[Path], Mapping[str, bytes | None]]
 """Given the home's path, return new contents by relative path; None removes the file. It must not write."""
@@ -128,7 +129,7 @@ def _finish(home: Home) -> _Plan | None:
     except FileNotFoundError:
         shutil.rmtree(work, ignore_errors=True)
         return None
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ConfigError(f"{work}/{_PLAN} is damaged: {error}", hint="restore the home from a backup") from error
     for number, change in enumerate(plan.changes):
         _carry_out(home, work, number, change)

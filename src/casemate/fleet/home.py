@@ -26,6 +26,7 @@ from casemate.crypto.ecdsa import EcKey
 from casemate.crypto.secret import Secret
 from casemate.crypto.signing import SigningKey
 from casemate.errors import NotFoundError, OperationError, UsageError
+from casemate.formats.decoding import MALFORMED
 
 KEYS: Final = ("commands", "witness", "audit", "director")
 _SETTINGS: Final = "settings.json"
@@ -137,7 +138,7 @@ class FleetHome:
             raise NotFoundError(f"no fleet in {self.path}", hint="`casemate fleet serve --dir DIR` makes one")
         try:
             return msgspec.json.decode(self.read(self.settings_file), type=Settings)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise OperationError(f"{self.settings_file} is damaged: {error}", hint="restore a backup") from error
 
     def save_settings(self, settings: Settings) -> None:

@@ -24,6 +24,7 @@ from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.crypto.signing import SigningKey
 from casemate.errors import UntrustedDataError
 from casemate.formats import envelope
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.envelope import DeviceId, Digest, FleetId, Line, Moment, Sequence
 from casemate.formats.manifest import Name
 
@@ -101,7 +102,6 @@ class VerifiedWord(msgspec.Struct, frozen=True):
 _encoder: Final = msgspec.json.Encoder(order="sorted")
 _picks: Final = msgspec.json.Decoder(Pick)
 _words: Final = msgspec.json.Decoder(Word)
-_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def sign_pick(pick: Pick, key: SigningKey) -> bytes:
@@ -133,7 +133,7 @@ def verify_pick(raw: bytes, *, public: bytes, fleet: str, device: str, after: in
 def _read_pick(payload: bytes) -> Pick:
     try:
         pick = _picks.decode(payload)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the pick is not well-formed: {error}", check="pick-form") from error
     if _encoder.encode(pick) != payload:
         raise UntrustedDataError("the pick is not canonical", check="pick-form")
@@ -165,7 +165,7 @@ def verify_word(raw: bytes, *, public: EcPublic, fleet: str, device: str) -> Ver
     envelope.require_signature(found, WORD_TYPE, public)
     try:
         word = _words.decode(found.payload)
-    except _BROKEN as error:
+    except MALFORMED as error:
         raise UntrustedDataError(f"the word is not well-formed: {error}", check="word-form") from error
     if _encoder.encode(word) != found.payload:
         raise UntrustedDataError("the word is not canonical", check="word-form")

@@ -19,6 +19,7 @@ from casemate.crypto import aead, kdf
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.keystore import KeyId, PcrIndex, PcrValue, Sealed, key_id
 
 KEY_BYTES: Final = 32
@@ -126,7 +127,7 @@ def open_grant(transport: Secret, raw: bytes, wrapped: bytes, *, model: str, non
         _refuse("grant-form", "its terms are too long")
     try:
         terms = msgspec.json.decode(raw, type=Terms)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(
             "the key was not taken: its terms do not parse", check="grant-form", hint="update the device or the fleet"
         ) from error
@@ -187,7 +188,7 @@ def parse_kept(raw: bytes) -> KeptLease:
         if len(raw) > LIMIT * 2:
             _refuse("lease-form", "the file is too long")
         return msgspec.json.decode(raw, type=KeptLease)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError(
             "the kept lease does not parse", check="lease-form", hint="the device asks its fleet again by itself"
         ) from error
@@ -222,6 +223,6 @@ def handed(raw: bytes) -> LeasedKey:
     """
     try:
         named = msgspec.json.decode(raw[KEY_BYTES:LIMIT], type=_Handed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError("the model's key did not arrive", check="lease-form", hint="try again") from error
     return LeasedKey(named.fleet, named.model, named.key, named.min_assurance, Secret(raw[:KEY_BYTES]))

@@ -174,6 +174,16 @@ def test_commands_do_not_work_on_a_home_that_has_not_come_forward(home_path):
     assert is_old(home)
 
 
+@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b'{"\xff":0}'])
+def test_a_damaged_plan_is_refused_with_the_fix(home_path, raw):
+    home = old_home(home_path)
+    (home.path / ".migration").mkdir()
+    (home.path / ".migration/plan.json").write_bytes(raw)
+    with pytest.raises(ConfigError, match="is damaged") as caught:
+        migrate.bring_forward(home, steps=STEPS)
+    assert "backup" in caught.value.hint
+
+
 def test_a_running_device_keeps_its_home(home_path):
     home = old_home(home_path)
     with Home(home_path).lock(), pytest.raises(BusyError):

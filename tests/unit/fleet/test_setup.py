@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.clock import SystemClock
+from casemate.errors import OperationError
 from casemate.fleet import serve, setup
 from casemate.fleet.context import Fleet, Served
 from casemate.fleet.home import FleetHome
@@ -69,3 +70,11 @@ def test_a_device_comes_step_by_step(token, expired, device, seen):
     if step is Step.HERE:
         assert seen
         assert device is not State.PENDING, "who was not approved is not here"
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"\xff", b'{"\xff":0}'])
+def test_damaged_settings_are_refused_with_the_fix(fleet, raw):
+    fleet.home.settings_file.write_bytes(raw)
+    with pytest.raises(OperationError, match="is damaged") as caught:
+        fleet.home.settings()
+    assert "backup" in caught.value.hint

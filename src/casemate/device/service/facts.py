@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import msgspec
 
 from casemate.errors import ConfigError
+from casemate.formats.decoding import MALFORMED
 
 FILE_NAME: Final = "service.json"  # in the home's run directory
 SCHEMA: Final = 1
@@ -46,7 +47,7 @@ def parse(data: bytes) -> Facts:
     """
     try:
         facts = msgspec.json.decode(data, type=Facts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"{FILE_NAME} is damaged: {error}", hint=_HINT) from error
     if facts.schema != SCHEMA:
         raise ConfigError(f"{FILE_NAME} has schema {facts.schema}", hint=_HINT)

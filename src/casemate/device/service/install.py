@@ -19,6 +19,7 @@ import msgspec
 
 from casemate.device.service.plan import MANIFEST, SCHEMA, Manifest, Plan, digest, manifest
 from casemate.errors import BusyError, ConfigError, NotFoundError, OperationError, UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 _LIMIT: Final = 1 << 20
 
@@ -157,7 +158,7 @@ def read_manifest(tree: Tree) -> Manifest | None:
         return None
     try:
         known = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ConfigError(f"{MANIFEST} is damaged: {error}", hint="remove the files it should name by hand") from error
     if known.schema != SCHEMA:
         raise ConfigError(f"{MANIFEST} has schema {known.schema}", hint="uninstall with the version that wrote it")
