@@ -15,7 +15,7 @@ from casemate.device import generation
 from casemate.device.home import Home
 from casemate.device.update import counted
 from casemate.device.update.floors import COUNTED, SOFTWARE, FileFloorStore, Floors
-from casemate.errors import NotAuthorisedError, NotFoundError, UntrustedDataError
+from casemate.errors import HostError, NotAuthorisedError, NotFoundError, UntrustedDataError
 from casemate.keystores import tss
 from support.swtpm import needs_swtpm, software_tpm
 
@@ -91,6 +91,15 @@ def test_deleting_the_counter_does_not_help(home, chip):
     with tss.open_tpm(chip.tcti) as opened:
         opened.define_counter(counted.COUNTER)
     assert refused(home, chip.tcti) == "floors-old"
+
+
+def test_a_tpm_that_is_named_and_does_not_answer_stops_the_start(home, chip, monkeypatch):
+    monkeypatch.setenv("CASEMATE_KEYSTORE_TPM", chip.tcti)
+    generation.boot(home, config.load())  # the control: it answers
+    chip.power_off()
+    with pytest.raises(HostError, match="counts this device's updates") as caught:
+        generation.boot(home, config.load())
+    assert "is there a TPM" in caught.value.hint
 
 
 def test_a_cut_between_floors_and_counter_is_caught_up(home, chip):

@@ -10,12 +10,14 @@ and never rewinds. Only commits count: NV memory wears.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from casemate.device.ownership import rights_of_owner
 from casemate.device.update.floors import FileFloorStore, Floors
-from casemate.errors import NotFoundError, UntrustedDataError
+from casemate.errors import HostError, NotFoundError, UntrustedDataError
 from casemate.keystores import tss
 
 COUNTER: Final = tss.COUNTER + 1
@@ -55,7 +57,7 @@ def hold(directory: Path, tcti: str) -> None:
     floors = FileFloorStore(directory)
     if not tcti or not floors.exists:
         return
-    with tss.open_tpm(tcti) as chip:
+    with _needed(tcti) as chip:
         shown = _shown(chip)
         with rights_of_owner(directory):
             known = floors.read()
@@ -96,6 +98,16 @@ def reach(chip: tss.Tpm, number: int) -> int:
     for _ in range(min(number - shown, MOST_AHEAD)):
         chip.increment(COUNTER)
     return chip.counter(COUNTER)
+
+
+@contextlib.contextmanager
+def _needed(tcti: str) -> Iterator[tss.Tpm]:
+    try:
+        with tss.open_tpm(tcti) as chip:
+            yield chip
+    except HostError as error:
+        why = f"{error.message}; it counts this device's updates, and nothing starts without it"
+        raise HostError(why, hint=error.hint) from error
 
 
 def _shown(chip: tss.Tpm) -> int | None:
