@@ -270,3 +270,12 @@ def test_a_wipe_that_is_ordered_again_is_proven_again(home):
     assert (first.outcome, second.outcome) == ("done", "done")
     assert second.facts["keys_destroyed"]
     assert device.orders.state is State.WIPING
+
+
+def test_a_device_proves_itself_again_once_the_fleet_has_its_word_and_not_before(home):
+    machine = Machine(home)
+    device = Respondent(machine, member())
+    asyncio.run(device.heard(ipc.WordSent(payload=b"{}", accepted=False)))
+    assert machine.shown == 0
+    asyncio.run(device.heard(ipc.WordSent(payload=b"{}", accepted=True)))
+    assert machine.shown == 1

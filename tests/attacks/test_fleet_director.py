@@ -14,7 +14,7 @@ import pytest
 from casemate import __version__
 from casemate.crypto.signing import SigningKey
 from casemate.device.directed import Follower, Stand
-from casemate.device.fleet import direction
+from casemate.device.fleet import direction, membership
 from casemate.device.fleet.direction import FILE, Direction
 from casemate.device.fleet.membership import Member
 from casemate.device.home import Home
@@ -141,6 +141,27 @@ def test_a_damaged_or_expired_pick_is_a_refusal_and_not_freedom(home):
     (home.fleet / FILE).write_bytes(b"{")
     assert direction.standing(home, MEMBER, NOW)[1] == Direction(directed=True)
     assert direction.standing(home, msgspec.structs.replace(MEMBER, director=None), NOW)[1] == Direction()
+
+
+def test_taking_the_pick_away_frees_no_device(home, offer):
+    membership.write_member(home, MEMBER)
+    free = direction.standing(home, membership.read_member(home), NOW)[1]
+    assert offering.is_picked(offer, free, 600)  # never directed
+    hand(follower(home), pick())
+    (home.fleet / FILE).unlink()
+    left = membership.read_member(home)
+    assert not offering.is_picked(offer, direction.standing(home, left, NOW)[1], 600)
+    again = Follower(Machine(), home, left, running="", earliest=float(NOW))
+    assert again.direction == Direction(directed=True)
+    assert hand(again, pick(sequence=6)).sequence == 6  # the fleet's next pick directs it again
+
+
+def test_a_device_that_was_directed_before_its_membership_said_so_is_marked_when_it_starts(home):
+    membership.write_member(home, MEMBER)
+    direction.PickFile(home).write(direction.Record(pick=director.sign_pick(pick(), KEY)))
+    follower(home)
+    (home.fleet / FILE).unlink()
+    assert direction.standing(home, membership.read_member(home), NOW)[1] == Direction(directed=True)
 
 
 def test_a_word_is_owed_until_the_fleet_has_it_also_over_a_restart(home):

@@ -108,6 +108,17 @@ def test_software_that_ran_since_power_on_is_not_forgotten(chip, tmp_path):
     assert status(chip, started(chip, tmp_path), policy) == ("contraindicated", "L0")
 
 
+def test_the_last_generation_of_the_log_is_the_one_that_serves_also_after_going_back(chip, tmp_path):
+    old, new = (event("generation", "generation", digest * 64) for digest in "ab")
+    book = started(chip, tmp_path, (*STACK, old))
+    for serves in (old, new, new, old, old):
+        book = started(chip, tmp_path, (serves,))
+        assert evidence.served(proven(chip, book)[0].events) == serves.digest
+    assert [one.content for one in book.log[len(STACK) :]] == [
+        evidence.record(0, each).content for each in (old, new, old)
+    ]
+
+
 @pytest.mark.parametrize("lost", ["deleted", "cut", "forged"])
 def test_a_log_that_was_taken_away_is_missed_until_the_machine_restarts(chip, tmp_path, lost):
     book = started(chip, tmp_path, (*STACK, event("model"), event("model", "bad")))

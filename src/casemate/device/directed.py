@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from casemate.clock import Clock
-from casemate.device.fleet import direction
+from casemate.device.fleet import direction, membership
 from casemate.device.fleet.direction import Direction, PickFile, Record
 from casemate.device.fleet.membership import Member
 from casemate.device.home import Home
@@ -66,11 +66,13 @@ class Follower:
     def __init__(self, agent: Supervisor, home: Home, member: Member, *, running: str, earliest: float) -> None:
         """Follow from where pick.json stands; *running* is the content of the generation that serves."""
         self._agent = agent
-        self._member = member
+        self._member, self._home = member, home
         self._file = PickFile(home)
         self._record, self._direction = direction.standing(home, member, earliest)
         self._news = asyncio.Event()
         self.running = running
+        if self._direction.directed:  # devices that were directed before their membership said so
+            self._mark()
 
     @property
     def direction(self) -> Direction:
@@ -92,6 +94,7 @@ class Follower:
             now = self._agent.clock.wall()
             self._agent.record(event.fleet_command_refused(check=error.check, reason=error.message, count=1, now=now))
             return
+        self._mark()
         self._keep(msgspec.structs.replace(self._record, pick=message.envelope))
         self._direction = Direction(directed=True, pick=found)
         if before is None or found.sequence != before.sequence:
@@ -176,6 +179,15 @@ class Follower:
         with contextlib.suppress(msgspec.DecodeError):
             return msgspec.json.decode(self._record.word, type=Word)
         return None
+
+    def _mark(self) -> None:
+        """Have the membership say that this device is directed, before there is a pick that could be taken away."""
+        if self._member.directed:
+            return
+        with contextlib.suppress(OperationError):  # a full disk: again with the next pick and at the next start
+            marked = msgspec.structs.replace(self._member, directed=True)
+            membership.write_member(self._home, marked)
+            self._member = marked
 
     def _keep(self, record: Record) -> None:
         with contextlib.suppress(OperationError):  # a full disk: the fleet gives it again, the device says it again

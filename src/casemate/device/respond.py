@@ -181,6 +181,8 @@ class Respondent:
             self.follower.picked(message, self._earliest(message.server_time))
         elif isinstance(message, ipc.WordSent):
             self.follower.sent(message)
+            if message.accepted:  # from now on the word waits for proof, and what was proven before does not count
+                self._agent.show_evidence()
         elif isinstance(message, ipc.AnswerSent):
             if message.accepted:
                 await self._answer_known(message.name)

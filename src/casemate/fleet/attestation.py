@@ -47,6 +47,14 @@ class Judged:
     answer: fleet_api.AttestAnswer
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shown:
+    """Evidence as it came, and what was proven of it; None: nothing."""
+
+    given: UntrustedEvidence
+    proven: ProvenEvidence | None
+
+
 async def challenge(call: DeviceCall) -> Response:
     """Give a device a nonce and say which PCRs to quote; an older nonce of its is void."""
     nonce, row = os.urandom(evidence.NONCE_BYTES), tables.attest_nonce
@@ -162,14 +170,14 @@ async def _judge(call: DeviceCall, given: UntrustedEvidence, wanted: frozenset[i
         answer = fleet_api.AttestAnswer(
             appraisal.status, appraisal.level, float(result.exp), token, appraisal.reasons[:32]
         )
-        await _keep(connection, call, given if proven else None, answer, appraisal)
+        await _keep(connection, call, _Shown(given, proven), answer, appraisal)
     return Judged(appraisal, answer)
 
 
 async def _keep(
     connection: AsyncConnection,
     call: DeviceCall,
-    given: UntrustedEvidence | None,
+    shown: _Shown,
     answer: fleet_api.AttestAnswer,
     appraisal: Appraisal,
 ) -> None:
@@ -177,7 +185,6 @@ async def _keep(
     result, device = tables.attest_result, tables.device
     newest = sa.select(result.c.status).where(result.c.device_id == call.device.id).order_by(result.c.id.desc())
     before = (await connection.execute(newest.limit(1))).scalar()
-    raw = evidence.encode(given) if given else None
     await connection.execute(
         sa.insert(result).values(
             device_id=call.device.id,
@@ -187,7 +194,8 @@ async def _keep(
             policy=appraisal.policy,
             policy_version=appraisal.policy_version,
             evidence_digest=hashlib.sha256(call.body).hexdigest(),
-            evidence=raw,
+            evidence=evidence.encode(shown.given) if shown.proven else None,
+            generation=evidence.served(shown.proven.events) if shown.proven else "",
             ear=answer.ear,
             created=call.now,
             expires=answer.expires,

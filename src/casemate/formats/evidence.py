@@ -7,8 +7,9 @@ sealed to the software that handles it while models and policies come and go:
     LOAD_PCR    policy, guard, model, generation        what it was given
 
 A record that the log of this boot holds already is not measured again: what ran since power-on is a set, and a log
-stays as short as the set. The records are CEL-JSON in spirit (TCG Canonical Event Log 1.0): the content is the exact
-text that was hashed.
+stays as short as the set. Generations alone are a sequence: one that is gone back to is measured again, so the last is
+the one that serves (`served`). The records are CEL-JSON in spirit (TCG Canonical Event Log 1.0): the content is the
+exact text that was hashed.
 
 Whoever owns a device writes its log. So a log may speak for our two PCRs and for no other, and what it says counts only
 when its replay is what the TPM signed: `fleet.verifier` decides. Reading decides nothing.
@@ -142,6 +143,11 @@ def replay(log: Iterable[Record]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
         events.append(_read_event(content, one.pcr))
         values[one.pcr] = extended(values[one.pcr], digest)
     return tuple(events), values
+
+
+def served(events: Iterable[Event]) -> str:
+    """Return the content digest of the generation that *events* of one log say serves now; empty: they name none."""
+    return next((one.digest for one in reversed(tuple(events)) if one.kind is EventKind.GENERATION), "")
 
 
 @functools.lru_cache(maxsize=8192)

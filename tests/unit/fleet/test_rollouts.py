@@ -89,6 +89,12 @@ class Site:
     async def look(self):
         await steward.look(self.fleet)
 
+    async def settle(self, name):
+        """Settle devices alone: the steward would pause the rollout in between."""
+        async with self.fleet.store.write() as connection:
+            row = await records.find(connection, name)
+            await settle.devices(connection, row, terms.decode(bytes(row.terms)), self.clock.now)
+
     async def show(self, name):
         async with self.fleet.store.read() as connection:
             return await records.show(connection, name)
@@ -118,6 +124,26 @@ class Site:
         values = {"last_seen": self.clock.now, "state": state, "generation": generation or self.content}
         async with self.fleet.store.write() as connection:
             await connection.execute(sa.update(seen).where(seen.c.device_id.in_(devices)).values(values))
+
+    async def give_tpm(self, devices):
+        async with self.fleet.store.write() as connection:
+            for each in devices:
+                row = {"device_id": each, "ek_digest": each, "ek_public": b"", "ak_public": b""}
+                row |= {"ek_trusted": True, "created": NOW}
+                await connection.execute(sa.insert(tables.tpm_identity).values(row))
+
+    async def prove(self, device, generation, status="affirming", policy="default", lasts=900.0):
+        """Keep a judgement of *device*, as `attestation` keeps it."""
+        row = {"device_id": device, "status": status, "assurance": "L2", "policy": policy, "evidence_digest": "0" * 64}
+        row |= {"generation": generation, "created": self.clock.now, "expires": self.clock.now + lasts}
+        async with self.fleet.store.write() as connection:
+            await connection.execute(sa.insert(tables.attest_result).values(row))
+
+    async def whys(self, name):
+        one = rollout_tables.rollout_device.c
+        async with self.fleet.store.read() as connection:
+            rows = await connection.execute(sa.select(one.device_id, one.why).where(one.rollout_id == name))
+            return {row.device_id: row.why for row in rows}
 
     async def picks(self):
         pick = rollout_tables.device_pick
@@ -225,6 +251,82 @@ def test_silence_and_lies_are_failures(tmp_path):
         return early[liar], middle[good], middle[ill], middle[gone], (await here.states(name))[gone], middle[mute]
 
     assert site(work, tmp_path) == ("failed", "good", "failed", "installed", "silent", "silent")
+
+
+SAYS = "it proves another generation than it says"
+MUTE = "it did not prove what it runs"
+REFUTED = "it says that it runs this and its attestation is contraindicated"
+NEW = "new"  # stands for the content that is rolled out
+PROOFS = {  # what was judged (seconds after the word, what) -> at once, at the end of the soak, after the patience
+    "affirmed": ([(100, {"generation": NEW})], "installed", "good", ("good", "")),
+    "affirmed again": ([(1, {"generation": OLD}), (2, {"generation": NEW})], "installed", "good", ("good", "")),
+    "another": ([(1, {"generation": OLD})], "failed", "failed", ("failed", SAYS)),
+    "another at last": ([(1, {"generation": NEW}), (2, {"generation": OLD})], "failed", "failed", ("failed", SAYS)),
+    "another, warned": ([(1, {"generation": OLD, "status": "warning"})], "failed", "failed", ("failed", SAYS)),
+    "another, unjudged": (
+        [(1, {"generation": OLD, "status": "none", "policy": ""})],
+        "failed",
+        "failed",
+        ("failed", SAYS),
+    ),
+    "contraindicated": (
+        [(1, {"generation": NEW, "status": "contraindicated"})],
+        "failed",
+        "failed",
+        ("failed", REFUTED),
+    ),
+    "nothing": ([], "installed", "installed", ("silent", MUTE)),
+    "before the word": ([(0, {"generation": NEW})], "installed", "installed", ("silent", MUTE)),
+    "another before the word": ([(0, {"generation": OLD})], "installed", "installed", ("silent", MUTE)),
+    "over": ([(1, {"generation": NEW, "lasts": 5.0})], "installed", "installed", ("silent", MUTE)),
+    "names none": ([(1, {"generation": ""})], "installed", "installed", ("silent", MUTE)),
+    "warned": ([(1, {"generation": NEW, "status": "warning"})], "installed", "installed", ("silent", MUTE)),
+    "policy over": ([(1, {"generation": NEW, "status": "none"})], "installed", "installed", ("silent", MUTE)),
+    "no policy": ([(1, {"generation": NEW, "status": "none", "policy": ""})], "installed", "good", ("good", "")),
+    "no policy, before": (
+        [(0, {"generation": NEW, "status": "none", "policy": ""})],
+        "installed",
+        "installed",
+        ("silent", MUTE),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+def test_a_word_is_held_against_what_the_tpm_proves(tmp_path, kind):
+    """Every device says good and checks in with it; one without a TPM, the control, is believed as before."""
+
+    async def work(here):
+        await here.devices(40)
+        await here.publish()
+        name = await here.running(given=msgspec.structs.replace(TERMS, control=0.0))
+        await here.look()
+        offered = await here.of(name, "offered")
+        device, plain = dict(zip(PROOFS, offered, strict=False)), offered[-1]
+        await here.give_tpm(device.values())
+        all_of_them = [*device.values(), plain]
+        await here.take(name, all_of_them)
+        await here.say(all_of_them)
+        begun, stages = here.clock.now, []
+        for moment in (0, 1, 2, 50, 100, 151):
+            here.clock.now = begun + moment
+            await here.call(all_of_them)
+            for case, (judged, *_) in PROOFS.items():
+                for _, what in [one for one in judged if one[0] == moment]:
+                    known = {**what, "generation": here.content if what["generation"] == NEW else what["generation"]}
+                    await here.prove(device[case], **known)
+            if moment in {50, 100, 151}:
+                await here.settle(name)
+                stages.append((await here.states(name), await here.whys(name)))
+        cases = {
+            case: (*(states[one] for states, _ in stages[:2]), (stages[2][0][one], stages[2][1][one]))
+            for case, one in device.items()
+        }
+        return cases, [states[plain] for states, _ in stages]
+
+    found, plain = site(work, tmp_path, kind)
+    assert found == {case: tuple(wanted) for case, (_, *wanted) in PROOFS.items()}
+    assert plain == ["installed", "good", "good"]
 
 
 def test_no_data_never_passes(tmp_path):

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from casemate.device.home import write_atomic
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import evidence
-from casemate.formats.evidence import OWN_PCRS, ZERO, Event, Record, UntrustedEvidence
+from casemate.formats.evidence import OWN_PCRS, ZERO, Event, EventKind, Record, UntrustedEvidence
 
 FILE: Final = "events.json"
 
@@ -60,7 +60,7 @@ class Book:
         self.broken = self.broken or "the event log does not explain what was measured since power-on"
 
     def measure(self, chip: Chip, events: Iterable[Event]) -> None:
-        """Measure those of *events* that this boot has not seen yet.
+        """Measure those of *events* that this boot has not seen yet; a generation unless it was the last of them.
 
         Raises:
             OperationError: the log is full or cannot be written, or the TPM failed: what was to be used may not be.
@@ -69,7 +69,7 @@ class Book:
         seen = {record.content for record in self.log}
         for event in events:
             record = evidence.record(len(self.log), event)
-            if record.content in seen:
+            if record.content in seen and (event.kind is not EventKind.GENERATION or event.digest == self._served()):
                 continue
             if len(self.log) + 1 >= evidence.LOG_LIMIT:
                 raise OperationError("the event log is full", hint="restart the machine")
@@ -82,6 +82,12 @@ class Book:
         values = chip.pcrs(pcrs)
         attest, signature = chip.quote(nonce, pcrs)
         return UntrustedEvidence(1, nonce, attest, signature, values, self.log)
+
+    def _served(self) -> str:
+        try:
+            return evidence.served(evidence.replay(self.log)[0])
+        except UntrustedDataError:  # a broken log proves nothing, whatever is added to it
+            return ""
 
     def _explains(self, held: dict[int, bytes], log: tuple[Record, ...]) -> bool:
         try:

@@ -1,10 +1,11 @@
 """What the fleet's director said last, and the word the device owes it: one file, and how a pick is followed.
 
     fleet/pick.json     agent     the signed pick, whole, and the device's newest word until the fleet has it
+    fleet/member.json   agent     that there ever was one (`Member.directed`), written before it
 
-A device that was never given a pick takes updates by itself. From the first pick on it is directed, for good: without
-one that holds it takes nothing from its repository. What a person brings on local media is that person's act and needs
-no pick.
+A device that was never given a pick takes updates by itself. From the first pick on it is directed, for as long as it
+is a member: without one that holds, also when the file is gone, it takes nothing from its repository. What a person
+brings on local media is that person's act and needs no pick.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class PickFile:
         self._path = home.fleet / FILE
 
     def read(self) -> Record | None:
-        """Return what it holds; None: this device was never directed.
+        """Return what it holds; None: there is no file.
 
         Raises:
             UntrustedDataError: `fleet-pick` it is damaged: nothing is taken until there is another pick.
@@ -82,7 +83,7 @@ class PickFile:
 def standing(home: Home, member: Member | None, earliest: float) -> tuple[Record, Direction]:
     """Return what the file holds and what follows from it, at a moment that is *earliest* or later.
 
-    A pick that is damaged, foreign or over directs to nothing: that is a refusal and never freedom.
+    A pick that is damaged, foreign, over or taken away directs to nothing: that is a refusal and never freedom.
     """
     if member is None or member.director is None:
         return Record(), FREE
@@ -91,7 +92,7 @@ def standing(home: Home, member: Member | None, earliest: float) -> tuple[Record
     except (UntrustedDataError, OperationError):
         return Record(), Direction(directed=True)
     if record is None:
-        return Record(), FREE
+        return Record(), Direction(directed=True) if member.directed else FREE
     return record, follow(record.pick, member, earliest)
 
 

@@ -47,6 +47,8 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: Moment
     """When the fleet signed its charter: no moment before it can be now."""
     director: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
+    directed: bool = False
+    """The fleet has given this device a pick: from then on it takes nothing by itself, whatever became of the pick."""
 
 
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

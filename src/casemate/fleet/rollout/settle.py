@@ -2,11 +2,11 @@
 
     offered    may have it, has not come     -> taken (it was handed the pick) | absent (it did not come in time)
     taken      fetches and tries it          -> installed | failed (its own signed word) | silent (no word in time)
-    installed  runs it, soaks                -> good | failed (runs something else, is not well) | silent
+    installed  runs it, soaks                -> good | failed (runs or proves something else, is not well) | silent
     control    is held back, to compare with
 
-A word is not believed against what is seen: who says that it runs the generation and checks in, or attests, with
-another has failed.
+A word is not believed against what is seen: who says that it runs the generation and checks in with another, or whose
+TPM proves another, has failed; who has a TPM and proves nothing is never good (`proof`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.fleet.changes import note_change
+from casemate.fleet.rollout import proof
 from casemate.fleet.rollout.picks import WOKEN
 from casemate.fleet.rollout.plan import Tally
 from casemate.fleet.rollout.states import State
@@ -62,15 +63,19 @@ async def devices(connection: AsyncConnection, row: sa.Row[Any], given: Terms, n
     )
     liars = sa.and_(running, sa.exists(other))
     await _move(connection, liars, "failed", "it says that it runs this and checks in with something else", now)
+    proven = proof.found(row.content, now)
+    for lie in (proof.Proof.OTHER, proof.Proof.REFUTED):
+        await _move(connection, sa.and_(running, proven == lie.value), "failed", proof.WHY[lie], now)
     due = sa.and_(running, _one.installed <= now - given.soak)
     heard = sa.select(_seen.device_id).where(
         _seen.device_id == _one.device_id, _seen.last_seen >= _one.installed + given.soak
     )
     well = sa.exists(heard.where(_seen.state == "ok"))
-    await _move(connection, sa.and_(due, well), "good", "", now)
+    await _move(connection, sa.and_(due, well, proven.in_(proof.GOOD)), "good", "", now)
     ill = sa.exists(heard.where(_seen.state != "ok"))
     await _move(connection, sa.and_(due, ill), "failed", "it is not well at the end of its soak", now)
     silent = sa.and_(running, _one.installed <= now - given.soak - given.patience)
+    await _move(connection, sa.and_(silent, well), "silent", proof.WHY[proof.Proof.WAITING], now)
     await _move(connection, silent, "silent", "it was not heard of after its soak", now)
 
 

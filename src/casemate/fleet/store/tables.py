@@ -191,6 +191,7 @@ attest_result = _table(
     Column("policy_version", BigInteger, nullable=False, server_default="0"),
     Column("evidence_digest", String(64), nullable=False),
     Column("evidence", LargeBinary),
+    Column("generation", String(64), nullable=False, server_default=""),  # the content digest that proven events name
     Column("ear", Text),
     Column("created", Float, nullable=False),
     Column("expires", Float, nullable=False),
