@@ -8,7 +8,7 @@ stays open until one does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -104,6 +104,12 @@ async def raise_for(connection: AsyncConnection, fleet: Fleet, kind: str, device
     """Open an alert about one device, unless one of that kind is open; a person closes it."""
     count = await _open(connection, kind, detail, _device.id == device, fleet.clock.wall())
     fleet.metrics.alerts.labels(kind).inc(count)
+
+
+async def open_ones(connection: AsyncConnection, limit: int) -> Sequence[sa.Row[Any]]:
+    """Return the newest *limit* alerts that are open."""
+    query = sa.select(tables.alert).where(_alert.closed.is_(None)).order_by(_alert.opened.desc()).limit(limit)
+    return (await connection.execute(query)).all()
 
 
 async def _open(connection: AsyncConnection, kind: str, detail: str, wanted: sa.ColumnElement[bool], now: float) -> int:

@@ -24,6 +24,7 @@ from casemate.crypto import tpm as tpm_crypto
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
 from casemate.errors import NotFoundError, OperationError, PolicyDeniedError, UsageError
+from casemate.fleet import results
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import DeviceCall, device_route, reply
@@ -242,11 +243,8 @@ async def _row(connection: AsyncConnection, model: str) -> sa.Row[Any] | None:
 
 
 async def _newest_result(connection: AsyncConnection, device: str) -> Result | None:
-    result = tables.attest_result.c
-    columns = (result.id, result.status, result.assurance, result.created, result.expires)
-    query = sa.select(*columns).where(result.device_id == device).order_by(result.id.desc()).limit(1)
-    row = (await connection.execute(query)).one_or_none()
-    return Result(*row) if row else None
+    row = await results.newest(connection, device)
+    return Result(row.id, row.status, row.assurance, row.created, row.expires) if row else None
 
 
 async def _note(

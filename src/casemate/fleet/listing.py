@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -123,6 +124,14 @@ def describe(row: sa.RowMapping, now: float) -> dict[str, Any]:
     if expires <= now:
         shown["assurance"] = "L0" if not expires else "expired"
     return shown
+
+
+async def pending(connection: AsyncConnection, limit: int | None = None) -> Sequence[sa.Row[Any]]:
+    """Return the devices that wait for a person's yes, the one that waits longest first."""
+    query: sa.Select[Any] = sa.select(_device.id, _device.asset, _device.created, _device.key_digest)
+    query = query.where(_device.state == State.PENDING).order_by(_device.created).limit(limit)
+    rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
+    return rows
 
 
 def conditions(chosen: Filter) -> list[sa.ColumnElement[bool]]:

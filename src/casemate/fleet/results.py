@@ -1,4 +1,4 @@
-"""How long the results of attestation are kept: as long as somebody could still ask for one, and some days for people.
+"""Results of attestation: the one that counts, and the others for as long as somebody could still ask for them.
 
 A device's newest result decides what it gets, its newest proven evidence holds the TPM's counters (the next quote must
 be above them), and a key grant names the result it was decided by. These stay however old they are; what else is old
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.fleet.store import Store, tables
 
@@ -17,6 +18,14 @@ SLICE: Final = 1_000
 """Results looked at in one transaction: no check-in waits for long."""
 
 _result, _grant = tables.attest_result.c, tables.key_grant.c
+
+
+async def newest(connection: AsyncConnection, device: str) -> sa.Row[Any] | None:
+    """Return the newest judgement of *device*, without its evidence; None: it was never judged."""
+    columns = (_result.id, _result.status, _result.assurance, _result.reasons, _result.policy)
+    query: sa.Select[Any] = sa.select(*columns, _result.created, _result.expires).where(_result.device_id == device)
+    row: sa.Row[Any] | None = (await connection.execute(query.order_by(_result.id.desc()).limit(1))).one_or_none()
+    return row
 
 
 async def prune(store: Store, now: float, kept: float) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
-from casemate.fleet import approvals, devices, listing, mail, packages
+from casemate.fleet import alerts, approvals, devices, listing, mail, packages, results
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.devices import Change
@@ -26,6 +26,7 @@ PAGE: Final = 50
 OFFLINE: Final = 3600.0
 """Seconds without a word after which a device is called silent."""
 RENEWAL: Final = 2 * 86400.0
+_FEW: Final = 12
 
 _NEEDS: Final = {
     Event.APPROVE: Permission.ENROL,
@@ -38,7 +39,7 @@ _NEEDS: Final = {
 
 async def overview(visit: Visit) -> Response:
     """Show what needs a person first, then the numbers."""
-    device, seen, alert = tables.device.c, tables.device_seen.c, tables.alert.c
+    device, seen = tables.device.c, tables.device_seen.c
     enrolled = device.state == State.ENROLLED
     count = sa.select(sa.func.count()).select_from(tables.device)
     async with visit.site.fleet.store.read() as connection:
@@ -52,19 +53,8 @@ async def overview(visit: Visit) -> Response:
         silent = (await connection.execute(late)).scalar_one()
         ending = count.where(enrolled, device.certificate_expires < visit.now + RENEWAL)
         expiring = (await connection.execute(ending)).scalar_one()
-        alerts = (
-            await connection.execute(
-                sa.select(tables.alert).where(alert.closed.is_(None)).order_by(alert.opened.desc()).limit(12)
-            )
-        ).all()
-        pending = (
-            await connection.execute(
-                sa.select(device.id, device.asset, device.created)
-                .where(device.state == State.PENDING)
-                .order_by(device.created)
-                .limit(12)
-            )
-        ).all()
+        told = await alerts.open_ones(connection, _FEW)
+        pending = await listing.pending(connection, _FEW)
         asked = await approvals.open_ones(connection, visit.now)
         rollouts = await records.waiting(connection)
     return visit.page(
@@ -74,7 +64,7 @@ async def overview(visit: Visit) -> Response:
         silent=silent,
         expiring=expiring,
         levels=levels,
-        alerts=alerts,
+        alerts=told,
         pending=pending,
         asked=asked,
         rollouts=rollouts,
@@ -110,20 +100,11 @@ async def index(visit: Visit) -> Response:
 async def show(visit: Visit) -> Response:
     """Show one device: its state, why its assurance is what it is, and its history."""
     name = visit.request.path_params["device"]
-    result, grant, checkpoint = tables.attest_result.c, tables.key_grant.c, tables.journal_checkpoint.c
+    grant, checkpoint = tables.key_grant.c, tables.journal_checkpoint.c
     async with visit.site.fleet.store.read() as connection:
         device = await listing.show(connection, name, visit.now)
         where = device["id"]
-        attested = (
-            await connection.execute(
-                sa.select(
-                    result.status, result.assurance, result.reasons, result.policy, result.created, result.expires
-                )
-                .where(result.device_id == where)
-                .order_by(result.created.desc())
-                .limit(1)
-            )
-        ).one_or_none()
+        attested = await results.newest(connection, where)
         grants = (
             await connection.execute(
                 sa.select(grant.model, grant.granted, grant.reason, grant.created, grant.expires)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
@@ -18,10 +21,85 @@ _STRICT: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True}
 
 
 class _Answer(msgspec.Struct):
-    """What the page sends after the browser's WebAuthn call."""
+    """What the page sends after the browser's WebAuthn call; the passkey's new *name*, when it is one."""
 
     answer: msgspec.Raw
     name: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ended:
+    """What came of a ceremony: the page that follows, what is written down, and the cookie of a new session."""
+
+    after: str
+    act: Act | None = None
+    cookie: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceremony:
+    """What a passkey is asked for: two handlers around what differs. *end* gets the handle from the cookie."""
+
+    ask: Callable[[AsyncConnection, Visit], Awaitable[Begun]]
+    end: Callable[[AsyncConnection, Visit, str, _Answer], Awaitable[_Ended]]
+
+    async def begin(self, visit: Visit) -> Response:
+        """Give the browser its options, and remember the ceremony in a cookie."""
+        async with visit.site.fleet.store.write() as connection:
+            begun = await self.ask(connection, visit)
+        answer = json_answer({"options": begun.options})
+        answer.set_cookie(CEREMONY, begun.handle, max_age=int(ceremonies.TIME), samesite="strict", **_STRICT)
+        return answer
+
+    async def finish(self, visit: Visit) -> Response:
+        """Take what the browser brought: it and its entry in the log are one transaction."""
+        fleet, told = visit.site.fleet, _told(visit)
+        async with fleet.store.write() as connection:
+            ended = await self.end(connection, visit, visit.request.cookies.get(CEREMONY, ""), told)
+            if ended.act is not None:
+                await fleet.audit.append(connection, ended.act, visit.now)
+        answer = json_answer({"next": ended.after})
+        if ended.cookie:
+            answer.set_cookie(COOKIE, ended.cookie, max_age=int(sessions.LIFETIME), samesite="lax", **_STRICT)
+            answer.delete_cookie(CEREMONY, samesite="strict", **_STRICT)
+        return answer
+
+
+async def _signed_in(connection: AsyncConnection, visit: Visit, handle: str, told: _Answer) -> _Ended:
+    name, cookie = await people.finish_login(connection, visit.site.party, handle, bytes(told.answer), visit.now)
+    return _Ended(_next(visit), Act(name, "person.signed-in"), cookie)
+
+
+async def _joined(connection: AsyncConnection, visit: Visit, handle: str, told: _Answer) -> _Ended:
+    name, cookie = await people.finish_joining(connection, visit.site.party, handle, bytes(told.answer), visit.now)
+    person = await sessions.find(connection, cookie, visit.now)
+    after = await welcome.first_page(connection, person.role if person else "")
+    return _Ended(after, Act(name, "person.joined"), cookie)
+
+
+async def _proved(connection: AsyncConnection, visit: Visit, handle: str, told: _Answer) -> _Ended:
+    party, answer = visit.site.party, bytes(told.answer)
+    await people.finish_proof(connection, party, visit.who, handle=handle, answer=answer, now=visit.now)
+    return _Ended(_next(visit))
+
+
+async def _added(connection: AsyncConnection, visit: Visit, handle: str, told: _Answer) -> _Ended:
+    party, answer = visit.site.party, bytes(told.answer)
+    await people.finish_adding(
+        connection, party, visit.who, handle=handle, answer=answer, name=told.name, now=visit.now
+    )
+    return _Ended("/people", Act(visit.who.name, "person.passkey-added"))
+
+
+def _invited(connection: AsyncConnection, visit: Visit) -> Awaitable[Begun]:
+    return people.begin_joining(connection, visit.site.party, visit.request.path_params["token"], visit.now)
+
+
+SIGN_IN: Final = Ceremony(lambda to, visit: people.begin_login(to, visit.site.party, visit.now), _signed_in)
+JOIN: Final = Ceremony(_invited, _joined)
+PROVE: Final = Ceremony(lambda to, visit: people.begin_proof(to, visit.site.party, visit.who, visit.now), _proved)
+PASSKEY: Final = Ceremony(lambda to, visit: people.begin_adding(to, visit.site.party, visit.who, visit.now), _added)
+"""Another passkey of somebody who is signed in."""
 
 
 async def show_sign_in(visit: Visit) -> Response:
@@ -32,49 +110,12 @@ async def show_sign_in(visit: Visit) -> Response:
     return visit.page("sign_in.html", next=after, provider=oidc.button(visit, "/sign-in/oidc", after))
 
 
-async def begin_sign_in(visit: Visit) -> Response:
-    """Begin a login."""
-    async with visit.site.fleet.store.write() as connection:
-        begun = await people.begin_login(connection, visit.site.party, visit.now)
-    return _begun(begun)
-
-
-async def finish_sign_in(visit: Visit) -> Response:
-    """End a login: a session, or a refusal that is written down."""
-    fleet, told = visit.site.fleet, _told(visit)
-    async with fleet.store.write() as connection:
-        name, cookie = await people.finish_login(
-            connection, visit.site.party, _handle(visit), bytes(told.answer), visit.now
-        )
-        await fleet.audit.append(connection, Act(name, "person.signed-in"), visit.now)
-    return _entered(cookie, own_path(visit.request.query_params.get("next", "/")))
-
-
 async def show_join(visit: Visit) -> Response:
     """Show whom an invitation is for."""
     token = visit.request.path_params["token"]
     async with visit.site.fleet.store.read() as connection:
         name, role = await people.invited(connection, token, visit.now)
     return visit.page("join.html", token=token, name=name, role=role)
-
-
-async def begin_join(visit: Visit) -> Response:
-    """Begin to make the first passkey of somebody."""
-    async with visit.site.fleet.store.write() as connection:
-        begun = await people.begin_joining(connection, visit.site.party, visit.request.path_params["token"], visit.now)
-    return _begun(begun)
-
-
-async def finish_join(visit: Visit) -> Response:
-    """Make the person, and sign them in."""
-    fleet, told = visit.site.fleet, _told(visit)
-    async with fleet.store.write() as connection:
-        name, cookie = await people.finish_joining(
-            connection, visit.site.party, _handle(visit), bytes(told.answer), visit.now
-        )
-        await fleet.audit.append(connection, Act(name, "person.joined"), visit.now)
-        person = await sessions.find(connection, cookie, visit.now)
-    return _entered(cookie, await welcome.first_page(fleet, person.role if person else ""))
 
 
 async def show_prove(visit: Visit) -> Response:
@@ -88,52 +129,6 @@ async def show_prove(visit: Visit) -> Response:
     return visit.page("prove.html", next=after, minutes=minutes, passkeys=passkeys, provider=provider)
 
 
-async def begin_prove(visit: Visit) -> Response:
-    """Begin the proof."""
-    async with visit.site.fleet.store.write() as connection:
-        begun = await people.begin_proof(connection, visit.site.party, visit.who, visit.now)
-    return _begun(begun)
-
-
-async def finish_prove(visit: Visit) -> Response:
-    """Note the proof."""
-    told = _told(visit)
-    async with visit.site.fleet.store.write() as connection:
-        await people.finish_proof(
-            connection,
-            visit.site.party,
-            visit.who,
-            handle=_handle(visit),
-            answer=bytes(told.answer),
-            now=visit.now,
-        )
-    return json_answer({"next": own_path(visit.request.query_params.get("next", "/"))})
-
-
-async def begin_passkey(visit: Visit) -> Response:
-    """Begin to add another passkey."""
-    async with visit.site.fleet.store.write() as connection:
-        begun = await people.begin_adding(connection, visit.site.party, visit.who, visit.now)
-    return _begun(begun)
-
-
-async def finish_passkey(visit: Visit) -> Response:
-    """Keep another passkey."""
-    fleet, told = visit.site.fleet, _told(visit)
-    async with fleet.store.write() as connection:
-        await people.finish_adding(
-            connection,
-            visit.site.party,
-            visit.who,
-            handle=_handle(visit),
-            answer=bytes(told.answer),
-            name=told.name,
-            now=visit.now,
-        )
-        await fleet.audit.append(connection, Act(visit.who.name, "person.passkey-added"), visit.now)
-    return json_answer({"next": "/people"})
-
-
 async def sign_out(visit: Visit) -> Response:
     """End this session."""
     if visit.person is not None:
@@ -144,21 +139,8 @@ async def sign_out(visit: Visit) -> Response:
     return answer
 
 
-def _begun(begun: Begun) -> Response:
-    answer = json_answer({"options": begun.options})
-    answer.set_cookie(CEREMONY, begun.handle, max_age=int(ceremonies.TIME), samesite="strict", **_STRICT)
-    return answer
-
-
-def _entered(cookie: str, after: str) -> Response:
-    answer = json_answer({"next": after})
-    answer.set_cookie(COOKIE, cookie, max_age=int(sessions.LIFETIME), samesite="lax", **_STRICT)
-    answer.delete_cookie(CEREMONY, samesite="strict", **_STRICT)
-    return answer
-
-
-def _handle(visit: Visit) -> str:
-    return visit.request.cookies.get(CEREMONY, "")
+def _next(visit: Visit) -> str:
+    return own_path(visit.request.query_params.get("next", "/"))
 
 
 def _told(visit: Visit) -> _Answer:

@@ -10,19 +10,19 @@ import sqlalchemy as sa
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import NotFoundError, UsageError
-from casemate.fleet import enrolment, setup
+from casemate.fleet import alerts, enrolment, listing, setup
 from casemate.fleet.accounts import people, roles
 from casemate.fleet.accounts.roles import Permission, Role
 from casemate.fleet.api import tokens
 from casemate.fleet.audit import Act
 from casemate.fleet.enrolment import Wanted
-from casemate.fleet.states import State
 from casemate.fleet.store import tables
 from casemate.fleet.web.menu import navigation
 from casemate.fleet.web.visit import Visit
 from casemate.ids import parse_name
 
 PAGE: Final = 50
+_MOST_ALERTS: Final = 500
 _TOKEN_DAYS: Final = 366
 _HOURS: Final = {"1": 3600, "24": 86400, "168": 7 * 86400}
 
@@ -33,10 +33,8 @@ async def show_enrolment(visit: Visit) -> Response:
 
 
 async def _enrolment(visit: Visit, made: Any) -> Response:
-    device = tables.device.c
     async with visit.site.fleet.store.read() as connection:
-        query = sa.select(device.id, device.asset, device.group_name, device.created, device.key_digest)
-        pending = (await connection.execute(query.where(device.state == State.PENDING).order_by(device.created))).all()
+        pending = await listing.pending(connection)
     return visit.page(
         "enrolment.html",
         navigation=await navigation(visit),
@@ -101,9 +99,8 @@ async def show_grants(visit: Visit) -> Response:
 async def show_alerts(visit: Visit) -> Response:
     """Show open alerts, then the newest closed ones."""
     alert = tables.alert.c
-    opened = await _rows(
-        visit, sa.select(tables.alert).where(alert.closed.is_(None)).order_by(alert.opened.desc()).limit(500)
-    )
+    async with visit.site.fleet.store.read() as connection:
+        opened = await alerts.open_ones(connection, _MOST_ALERTS)
     closed = await _rows(
         visit, sa.select(tables.alert).where(alert.closed.is_not(None)).order_by(alert.closed.desc()).limit(PAGE)
     )

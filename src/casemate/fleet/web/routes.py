@@ -57,18 +57,18 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/static/{name}", _static, methods=["GET"]),
         door("GET", "/sign-in", doors.show_sign_in),
-        door("POST", "/sign-in/begin", doors.begin_sign_in),
-        door("POST", "/sign-in/finish", doors.finish_sign_in),
+        door("POST", "/sign-in/begin", doors.SIGN_IN.begin),
+        door("POST", "/sign-in/finish", doors.SIGN_IN.finish),
         door("GET", "/sign-in/oidc", oidc.begin_sign_in),
         door("GET", CALLBACK, oidc.callback),
-        door("POST", "/join/finish", doors.finish_join),
+        door("POST", "/join/finish", doors.JOIN.finish),
         door("GET", "/join/{token}", doors.show_join),
-        door("POST", "/join/{token}/begin", doors.begin_join),
+        door("POST", "/join/{token}/begin", doors.JOIN.begin),
         door("POST", "/sign-out", doors.sign_out),
         page("/prove", read, doors.show_prove),
         page("/prove/oidc", read, oidc.begin_prove),
-        action("/prove/begin", read, doors.begin_prove),
-        action("/prove/finish", read, doors.finish_prove),
+        action("/prove/begin", read, doors.PROVE.begin),
+        action("/prove/finish", read, doors.PROVE.finish),
         page("/", read, devices.overview),
         page("/live", read, _live),
         page("/devices", read, devices.index),
@@ -115,8 +115,8 @@ def routes() -> list[BaseRoute]:
         # ending one never waits for a passkey
         action("/people/tokens/{token}/revoke", people, records.end_api_token, proof=False),
         # who has only stolen a session must not make it a passkey of their own
-        action("/people/passkey/begin", read, doors.begin_passkey, proof=True),
-        action("/people/passkey/finish", read, doors.finish_passkey, proof=True),
+        action("/people/passkey/begin", read, doors.PASSKEY.begin, proof=True),
+        action("/people/passkey/finish", read, doors.PASSKEY.finish, proof=True),
     ]
 
 

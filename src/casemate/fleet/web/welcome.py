@@ -13,7 +13,6 @@ from casemate.errors import NotFoundError, UsageError
 from casemate.fleet import enrolment, setup
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
-from casemate.fleet.context import Fleet
 from casemate.fleet.enrolment import Wanted
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
@@ -52,10 +51,9 @@ async def is_empty(connection: AsyncConnection) -> bool:
     return (await connection.execute(sa.select(tables.device.c.id).limit(1))).first() is None
 
 
-async def first_page(fleet: Fleet, role: str) -> str:
+async def first_page(connection: AsyncConnection, role: str) -> str:
     """Return where somebody begins: at the first device, if there is none and they may enrol one."""
-    async with fleet.store.read() as connection:
-        begins = await is_empty(connection) and roles.allowed(role, Permission.ENROL)
+    begins = await is_empty(connection) and roles.allowed(role, Permission.ENROL)
     return "/welcome" if begins else "/"
 
 
