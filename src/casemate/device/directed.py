@@ -25,6 +25,7 @@ from casemate.device.fleet.membership import Member
 from casemate.device.home import Home
 from casemate.errors import OperationError, UntrustedDataError
 from casemate.formats import director, event, ipc
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.director import Pick, Word
 
 FIRST_PAUSE: Final = 15.0
@@ -176,7 +177,7 @@ class Follower:
         return last is not None and (last.content, last.outcome) == (word.content, word.outcome)
 
     def _last(self) -> Word | None:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(*MALFORMED):
             return msgspec.json.decode(self._record.word, type=Word)
         return None
 
