@@ -27,6 +27,7 @@ from casemate.fleet.web import routes
 from casemate.formats.fleet_api import Inventory, Item
 from support import console_fleet
 from support.fleet_site import browser, running
+from support.passkey import Authenticator
 
 pytestmark = [
     pytest.mark.browser,
@@ -150,6 +151,41 @@ def test_signing_out_ends_the_session_on_the_server(site):
         driver.find_element(By.CSS_SELECTOR, "button.primary").click()
         until(driver, lambda: path(driver) == "/")
         assert "Lin" in words(driver)
+
+
+def ceremony(site, target, answer, headers):
+    """Go through *target*'s ceremony as its page does; returns the status, the headers and what followed."""
+    sent = {"origin": site.origin, "sec-fetch-site": "same-origin", "content-type": "application/json", **headers}
+    status, begun, text = raw(site, "POST", f"{target}/begin", headers=sent, body="{}")
+    assert status == 200, text
+    handle = begun["set-cookie"].partition(";")[0]
+    sent["cookie"] = "; ".join(filter(None, (sent.get("cookie"), handle)))
+    body = json.dumps({"answer": json.loads(answer(json.loads(text)["options"])), "name": "spare"})
+    status, ended, text = raw(site, "POST", f"{target}/finish", headers=sent, body=body)
+    return status, ended, json.loads(text)
+
+
+def test_another_passkey_is_written_down_and_lets_its_owner_in(site):
+    spare = Authenticator(site.origin)
+    with browser() as driver:
+        join(driver, site.invite("Mae", Role.VIEWER))
+        driver.get(f"{site.origin}/people")
+        token = driver.find_element(By.NAME, "csrf").get_attribute("value")
+        hers = {"cookie": f"__Host-casemate={cookie(driver)}", "x-csrf-token": token}
+    status, headers, told = ceremony(site, "/people/passkey", spare.create, hers)
+    assert (status, told) == (200, {"next": "/people"})
+    assert "set-cookie" not in headers, "her session goes on"
+    status, headers, told = ceremony(site, "/sign-in", spare.get, {})
+    assert (status, told) == (200, {"next": "/"})
+    assert headers["set-cookie"].startswith('__Host-ceremony=""'), "it is over"
+    assert ceremony(site, "/prove", spare.get, hers)[0] == 200
+    assert ceremony(site, "/sign-in", Authenticator(site.origin).get, {})[0] == 401, "the control: a stranger's passkey"
+    said = [(row.action, row.actor) for row in site.read(sa.select(tables.audit_event))]
+    assert [action for action, actor in said if actor == "Mae"] == [
+        "person.joined",
+        "person.passkey-added",
+        "person.signed-in",
+    ]
 
 
 # --- requests that another site makes ---------------------------------------------------------------------------------
