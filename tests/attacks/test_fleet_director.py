@@ -14,9 +14,10 @@ import pytest
 from casemate import __version__
 from casemate.crypto.signing import SigningKey
 from casemate.device.directed import Follower, Stand
-from casemate.device.fleet import direction, membership
+from casemate.device.fleet import direction, enrol, membership, orders
 from casemate.device.fleet.direction import FILE, Direction
 from casemate.device.fleet.membership import Member
+from casemate.device.fleet.orders import OrdersFile
 from casemate.device.home import Home
 from casemate.device.update import offer as offering
 from casemate.device.update.floors import Floors
@@ -162,6 +163,15 @@ def test_a_device_that_was_directed_before_its_membership_said_so_is_marked_when
     follower(home)
     (home.fleet / FILE).unlink()
     assert direction.standing(home, membership.read_member(home), NOW)[1] == Direction(directed=True)
+
+
+def test_what_one_fleet_said_directs_nobody_after_leaving_it(home):
+    membership.write_member(home, MEMBER)
+    OrdersFile(home).write(orders.first(NOW))
+    hand(follower(home), pick())
+    assert enrol.leave(home, SimpleNamespace(wall=lambda: float(NOW))).directed
+    membership.write_member(home, MEMBER)
+    assert direction.standing(home, membership.read_member(home), NOW) == (direction.Record(), Direction())
 
 
 def test_a_word_is_owed_until_the_fleet_has_it_also_over_a_restart(home):

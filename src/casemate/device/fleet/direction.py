@@ -79,6 +79,10 @@ class PickFile:
         """Make *record* durable."""
         write_atomic(self._path, msgspec.json.encode(record), owner=owner_of("agent"))
 
+    def forget(self) -> None:
+        """Remove it with the membership: what one fleet said directs nobody in another."""
+        self._path.unlink(missing_ok=True)
+
 
 def standing(home: Home, member: Member | None, earliest: float) -> tuple[Record, Direction]:
     """Return what the file holds and what follows from it, at a moment that is *earliest* or later.

@@ -16,6 +16,7 @@ from casemate.crypto import client_certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.device import admin, apart
 from casemate.device.fleet import membership, orders
+from casemate.device.fleet.direction import PickFile
 from casemate.device.fleet.membership import Member, Place
 from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.home import Home, owner_of, write_atomic
@@ -122,6 +123,7 @@ def leave(home: Home, clock: Clock) -> Member | None:
         diary.leave(home, clock.wall())
         membership.forget(home)
         OrdersFile(home).path.unlink(missing_ok=True)
+        PickFile(home).forget()
     if member:
         _tell(home, event.fleet_left(fleet=member.fleet, device=member.device, now=clock.wall()))
     return member

@@ -36,11 +36,12 @@ class Proof(StrEnum):
 
 
 GOOD: Final = (Proof.CLAIMED.value, Proof.PROVEN.value)
-WHY: Final = {
-    Proof.OTHER: "it proves another generation than it says",
-    Proof.REFUTED: "it says that it runs this and its attestation is contraindicated",
-    Proof.WAITING: "it did not prove what it runs",
+LIES: Final = {
+    Proof.OTHER.value: "it proves another generation than it says",
+    Proof.REFUTED.value: "it says that it runs this and its attestation is contraindicated",
 }
+"""What fails a device, and why in words."""
+MUTE: Final = "it did not prove what it runs"
 
 
 def found(content: str, now: float) -> sa.ColumnElement[str]:

@@ -64,8 +64,8 @@ async def devices(connection: AsyncConnection, row: sa.Row[Any], given: Terms, n
     liars = sa.and_(running, sa.exists(other))
     await _move(connection, liars, "failed", "it says that it runs this and checks in with something else", now)
     proven = proof.found(row.content, now)
-    for lie in (proof.Proof.OTHER, proof.Proof.REFUTED):
-        await _move(connection, sa.and_(running, proven == lie.value), "failed", proof.WHY[lie], now)
+    why = sa.case(proof.LIES, value=proven)
+    await _move(connection, sa.and_(running, proven.in_(tuple(proof.LIES))), "failed", why, now)
     due = sa.and_(running, _one.installed <= now - given.soak)
     heard = sa.select(_seen.device_id).where(
         _seen.device_id == _one.device_id, _seen.last_seen >= _one.installed + given.soak
@@ -75,7 +75,7 @@ async def devices(connection: AsyncConnection, row: sa.Row[Any], given: Terms, n
     ill = sa.exists(heard.where(_seen.state != "ok"))
     await _move(connection, sa.and_(due, ill), "failed", "it is not well at the end of its soak", now)
     silent = sa.and_(running, _one.installed <= now - given.soak - given.patience)
-    await _move(connection, sa.and_(silent, well), "silent", proof.WHY[proof.Proof.WAITING], now)
+    await _move(connection, sa.and_(silent, well), "silent", proof.MUTE, now)
     await _move(connection, silent, "silent", "it was not heard of after its soak", now)
 
 
@@ -84,7 +84,9 @@ def _allowance(given: Terms) -> float:
     return given.install + (86_400.0 if given.window else 0.0)
 
 
-async def _move(connection: AsyncConnection, which: sa.ColumnElement[bool], state: str, why: str, now: float) -> None:
+async def _move(
+    connection: AsyncConnection, which: sa.ColumnElement[bool], state: str, why: str | sa.ColumnElement[str], now: float
+) -> None:
     change = sa.update(rollout_tables.rollout_device).where(which).values(state=state, why=why, changed=now)
     await connection.execute(change.execution_options(synchronize_session=False))
 
