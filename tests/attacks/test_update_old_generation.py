@@ -91,7 +91,7 @@ def start(updated, left):
     for name in {*traces.NAMES, "floors.key"} - left:
         path = updated.path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return generation.boot(Home(updated.path.parent), Settings({"update.soak": 1}, {}))
+    return generation.boot(Home(updated.path.parent), Settings({"update.soak": 1, "keystore.tpm": ""}, {}))
 
 
 def test_control_with_everything_gone_it_starts_as_a_device_that_never_took_updates(updated):
