@@ -113,7 +113,9 @@ def readdress(data, index):
 
 
 def edit(entries, at=300):
-    return [*entries[:at], entries[at][:-1] + bytes([entries[at][-1] ^ 1]), *entries[at + 1 :]]
+    """Change the last byte of one; never to zero, which is what a power cut leaves and the tail repairs."""
+    last = entries[at][-1]
+    return [*entries[:at], entries[at][:-1] + bytes([last ^ 1 or last ^ 2]), *entries[at + 1 :]]
 
 
 def delete(entries, at=300):

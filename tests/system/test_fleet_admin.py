@@ -51,7 +51,7 @@ def admin(directory, *arguments):
 def join(driver, link):
     driver.get(link)
     driver.find_element(By.CSS_SELECTOR, "button.primary").click()
-    WebDriverWait(driver, 20, poll_frequency=0.05).until(lambda _: urlsplit(driver.current_url).path == "/")
+    WebDriverWait(driver, 20, poll_frequency=0.05).until(lambda _: urlsplit(driver.current_url).path == "/welcome")
 
 
 @pytest.mark.browser
@@ -61,6 +61,7 @@ def test_the_first_start_lets_the_first_owner_in_and_the_console_brings_them_bac
     assert ready["admin_link"].startswith("https://localhost:")
     with browser() as driver:
         join(driver, ready["admin_link"])
+        driver.get(ready["admin_link"].partition("/join/")[0])
         assert "No device yet" in driver.find_element(By.TAG_NAME, "body").text
         driver.get(ready["admin_link"])
         assert "this invitation was used" in driver.page_source.lower()
