@@ -21,8 +21,8 @@ DEVICES: Final = 200
 REAL: Final = "kiosk-1"
 GOOD, BAD = 1, 2
 BAD_RATE: Final = 0.6
-_QUICK: Final = ("--soak", "4s", "--patience", "4s", "--install", "90s", "--come", "120s", "--control", "0.05")
-_WITHIN: Final = 150.0
+_QUICK: Final = ("--soak", "4s", "--patience", "20s", "--install", "90s", "--come", "120s", "--control", "0.05")
+_WITHIN: Final = 300.0
 
 
 class Stage:
