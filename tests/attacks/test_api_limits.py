@@ -249,6 +249,7 @@ def test_a_few_requests_ahead_are_answered_in_order(gateway):
     assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 200") == 4
 
 
+@pytest.mark.long
 def test_a_client_that_does_not_read_its_answer_is_hung_up_on(tmp_path):
     def flood(job):  # as much as an engine may say; one that says more is a liar and ended as one
         for _ in range(300):

@@ -50,6 +50,7 @@ def stored_sets(server) -> list[int]:
         return [count for (count,) in database.execute("SELECT count FROM package_set")]
 
 
+@pytest.mark.long
 def test_enrol_quarantine_release_wipe(net, tmp_path):
     tmp_path.chmod(0o755)
     server = Server(tmp_path / "fleet")

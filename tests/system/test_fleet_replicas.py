@@ -85,6 +85,7 @@ def restart_each(site):
         server.start()
 
 
+@pytest.mark.long
 def test_one_is_restarted_and_one_is_killed_and_nothing_is_lost_or_doubled(site, tmp_path, listener):
     first, second = site.servers
     with Load(site, tmp_path, "short") as load:

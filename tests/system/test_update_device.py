@@ -135,6 +135,7 @@ def test_killed_while_fetching_and_while_on_trial_it_goes_on(host, server, devic
         assert up.refresh()["models"][0]["container"] == "saffron.g2"
 
 
+@pytest.mark.long
 def test_a_signed_but_malformed_model_is_refused_and_never_tried_again(host, server, device):
     plain = bytearray(updates.MODEL.read_bytes())
     plain[4:8] = b"\xff\xff\xff\xff"  # a GGUF of no version there is
@@ -167,6 +168,7 @@ def test_a_trial_that_takes_the_device_down_is_rolled_back_after_its_tries(host,
     assert "tries" in state["last_error"]
 
 
+@pytest.mark.long
 def test_a_device_without_a_network_takes_an_export(host, server, device, tmp_path):
     host.offer(V1)
     tar = tmp_path / "stick.tar"
