@@ -22,6 +22,7 @@ REAL: Final = "kiosk-1"
 GOOD, BAD = 1, 2
 BAD_RATE: Final = 0.6
 _QUICK: Final = ("--soak", "4s", "--patience", "20s", "--install", "90s", "--come", "120s", "--control", "0.05")
+_WHOM: Final = ("--group", "shops")  # the tills are cut off, wiped or bound to what they have proven
 _WITHIN: Final = 300.0
 
 
@@ -77,7 +78,7 @@ class Stage:
     def roll_out(self) -> dict[str, Any]:
         """Roll out what the channel offers now; returns the rollout when it has ended or stopped."""
         self.tour.verb("release", "import", str(self.kiosk.repository))
-        name = str(self.tour.verb("rollout", "create", "stable", *_QUICK)["id"])
+        name = str(self.tour.verb("rollout", "create", "stable", *_WHOM, *_QUICK)["id"])
         self.rollouts.append(name)
         for who, verb in (("bob", "approve"), ("ann", "start")):
             self.api(who, "POST", f"/rollouts/{name}/{verb}", {"why": "the demo"})

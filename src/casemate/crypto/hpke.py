@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+# X25519 imports the back end when it is first used, perhaps as a uid that may not read where all this is installed.
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite

@@ -52,6 +52,9 @@ class Device:
     def take_policy(self, apps: Any, guard: bytes) -> None:
         pass
 
+    def count_commit(self, number: int) -> None:
+        pass
+
     def status(self) -> dict[str, Any]:
         core = [{"role": role, "state": "running"} for role in ("vault", "gateway", "journal")]
         return {"processes": core, "models": [{"name": "saffron", "state": "ready", "memory_mib": 1.0}]}
