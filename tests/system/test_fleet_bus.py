@@ -236,6 +236,25 @@ def test_a_nudge_over_nats_reaches_the_other_server(tmp_path, broker, monkeypatc
     asyncio.run(work())
 
 
+def test_a_nats_without_room_is_told_of_and_batches_go_directly(tmp_path, caplog):
+    broker = Nats(tmp_path, room="10MB").start()
+
+    async def work():
+        async with site(tmp_path, broker, servers=1) as found:
+            (fleet,) = found.fleets
+            await soon(lambda: "insufficient storage" in caplog.text)
+            say(fleet, 1)
+            await fleet.seen.flush()
+            assert await counted(fleet) == (1, 1)
+            assert outcomes(fleet) == {"direct": 1}
+
+    try:
+        asyncio.run(work())
+    finally:
+        broker.kill()
+    assert "it needs 1 GiB (max_file_store)" in caplog.text
+
+
 def test_a_server_starts_serves_and_stops_whether_nats_is_there_or_not(tmp_path):
     broker = Nats(tmp_path)
     with running(tmp_path / "fleet", f"--bus={broker.url}") as server:

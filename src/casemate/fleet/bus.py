@@ -20,6 +20,7 @@ import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError
 
 from casemate.errors import CasemateError, ConfigError, OperationError, UntrustedDataError
 from casemate.fleet.ingest import DatabaseSink
@@ -27,8 +28,10 @@ from casemate.fleet.metrics import Metrics
 from casemate.fleet.shared_clock import FleetClock
 from casemate.formats.ingest import ROWS, Batch, HealthRow, SeenRow, open_batch, seal
 
-STREAM_BYTES: Final = 4 << 30
-"""What waits at most: days of a hundred thousand devices. A full stream refuses, and batches go directly."""
+STREAM_BYTES: Final = 1 << 30
+"""What waits at most. NATS sets it aside when the stream is made; a full stream refuses, and batches go directly."""
+_NO_ROOM: Final = 10047
+"""JetStream's error for a stream that does not fit (`JSStorageResourcesExceededErr` in its server/errors.json)."""
 _ACKNOWLEDGED_WITHIN: Final = 2.0
 _CONNECT_SECONDS: Final = 2.0
 _BACK_OFF: Final = 1.0
@@ -111,7 +114,7 @@ class Bus:
                 client = await self._connect()
                 await self._write_on(client, stopping)
             except (NatsError, OSError, TimeoutError, CasemateError) as error:
-                _log.warning("bus: %s", getattr(error, "message", "") or type(error).__name__)
+                _log.warning("bus: %s", _reason(error))
             self._ready.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_BACK_OFF):
@@ -214,6 +217,14 @@ class Bus:
             watch.cancel()
             with contextlib.suppress(NatsError, OSError, TimeoutError):
                 await subscription.unsubscribe()
+
+
+def _reason(error: Exception) -> str:
+    """Return why there is no stream, in the server's own words where it gave any."""
+    if isinstance(error, APIError):
+        fix = f"; it needs {STREAM_BYTES >> 30} GiB (max_file_store)" if error.err_code == _NO_ROOM else ""
+        return f"NATS refused the stream: {error.description}{fix}"
+    return getattr(error, "message", "") or type(error).__name__
 
 
 async def _until_lost(client: Client) -> None:
