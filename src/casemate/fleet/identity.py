@@ -64,6 +64,8 @@ class Directory:
         self._serials: dict[str, set[str]] = {}
         self._asked: dict[str, asyncio.Future[Known | None]] = {}
         self._worker: asyncio.Task[None] | None = None
+        self._meanwhile: set[str] = set()
+        """Devices that changed since the running query began: what it says of them may be the past."""
 
     async def admit(self, serial: str, use: Use) -> Known:
         """Return the device that may do *use* now.
@@ -98,6 +100,7 @@ class Directory:
 
     def forget(self, device: str) -> None:
         """Drop what is held about *device*: it changed."""
+        self._meanwhile.add(device)
         for serial in self._serials.pop(device, ()):
             self._held.pop(serial, None)
 
@@ -109,6 +112,7 @@ class Directory:
                 del self._asked[serial]  # who asks from here on may need something newer
             # the moment counts from before the query: what is read cannot be younger
             started = self._clock.monotonic()
+            self._meanwhile.clear()
             try:
                 found = await self._query(list(batch))
             except Exception as error:  # noqa: BLE001 - whoever waits gets the failure; nobody is let through
@@ -119,7 +123,8 @@ class Directory:
                 continue
             for serial, future in batch.items():
                 known = found.get(serial)
-                self._keep(serial, started, known)
+                if known.id not in self._meanwhile if known else not self._meanwhile:
+                    self._keep(serial, started, known)
                 if not future.done():
                     future.set_result(known)
 
