@@ -12,13 +12,13 @@ import ssl
 import time
 from urllib.parse import urlencode, urlsplit
 
-import msgspec
 import pytest
 import sqlalchemy as sa
 
+from casemate.fleet import signon
 from casemate.fleet.accounts import people, sessions
 from casemate.fleet.accounts.roles import Role
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import OidcSettings
 from casemate.fleet.store import desk, tables
 from support import fleet_site, provider
 
@@ -84,12 +84,8 @@ def idp():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, idp):
     with fleet_site.running(tmp_path_factory.mktemp("oidc")) as started:
-        home = started.fleet.home
-        settings = OidcSettings(
-            idp.issuer, provider.CLIENT, label="Example", role_claim="groups", roles=ROLES, has_secret=True
-        )
-        home.write(home.oidc_key, provider.SECRET.encode())
-        home.save_settings(msgspec.structs.replace(home.settings(), oidc=settings))
+        settings = OidcSettings(idp.issuer, provider.CLIENT, label="Example", role_claim="groups", roles=ROLES)
+        started.run(signon.set_provider(started.fleet, settings, provider.SECRET.encode(), "test"))
         yield started
 
 

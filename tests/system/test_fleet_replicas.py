@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from support import databases, replicas
+from support import databases, provider, replicas
 from support.fleet import until
 from support.replicas import Listener, Worker
 
@@ -146,6 +146,26 @@ def test_a_device_is_woken_whichever_server_holds_its_stream(site, tmp_path):
     finally:
         for each in ears:
             each.ending.set()
+
+
+def test_what_is_set_at_one_server_the_other_goes_by(site, tmp_path):
+    """A provider that people may sign in with, and a mail server: no server is told, restarted or copied to."""
+    first, second = site.servers
+    secret = tmp_path / "secret"
+    secret.write_text(provider.SECRET)
+    assert b"Example" not in replicas.directly(second, "/sign-in").body, "control: nobody vouches yet"
+    with provider.running() as idp:
+        asked = ("--issuer", idp.issuer, "--client-id", provider.CLIENT, "--secret-file", str(secret))
+        first.cli("oidc", "set", *asked, "--label", "Example")
+        assert b"Sign in with Example" in replicas.directly(second, "/sign-in").body
+        away = replicas.directly(second, "/sign-in/oidc")
+        assert (away.status, idp.issuer in away.headers["location"]) == (303, True), "it sends people there itself"
+    first.cli("alert", "email", "server", "smtp.example.org:587", "--from", "fleet@example.org")
+    assert second.cli("alert", "email", "show")["server"]["host"] == "smtp.example.org"
+    second.cli("alert", "email", "off")
+    second.cli("oidc", "remove")
+    assert first.cli("alert", "email", "show")["server"] is None
+    assert b"Example" not in replicas.directly(first, "/sign-in").body, "removed at one, it lets nobody in at any"
 
 
 def server_streams(server):

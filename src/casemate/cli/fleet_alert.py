@@ -43,8 +43,8 @@ command.add_command(fleet_email.command)
 def webhook(*, url: str, directory: Path | None, as_json: bool) -> None:
     """Send alerts to URL ("off": to nobody), signed with a secret that is printed now.
 
-    A running server follows at once. The receiver checks the header Casemate-Signature: sha256= and the HMAC-SHA-256
-    of the body in hex.
+    Every server of the fleet follows at once. The receiver checks the header Casemate-Signature: sha256= and the
+    HMAC-SHA-256 of the body in hex.
     """
     secret = on_console(directory, lambda console: console.set_webhook("" if url == "off" else url))
     emit({"webhook": url, "secret": secret}, as_json=as_json, text=secret or "alerts are sent to nobody")

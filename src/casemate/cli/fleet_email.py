@@ -34,7 +34,7 @@ def command() -> None:
 def server(
     *, address: str, tls: str, sender: str, user: str, password_file: Path | None, directory: Path | None, as_json: bool
 ) -> None:
-    """Send mail by the server at ADDRESS (HOST:PORT). A running fleet server follows at once."""
+    """Send mail by the server at ADDRESS (HOST:PORT). Every server of the fleet follows at once."""
     from casemate.fleet import mailing
 
     settings = mailing.parse_server(address, tls, sender, user)

@@ -41,10 +41,10 @@ def command() -> None:
 def set_provider(
     *, secret_file: Path | None, rows: tuple[str, ...], directory: Path | None, as_json: bool, **given: Any
 ) -> None:
-    """Let people sign in with a provider; it is asked first who it is. A running server follows at once."""
+    """Let people sign in with a provider; it is asked first who it is. Every server of the fleet follows at once."""
     from casemate.errors import UsageError
     from casemate.fleet import signon
-    from casemate.fleet.home import OidcSettings
+    from casemate.fleet.shared_settings import OidcSettings
 
     secret = secret_file.read_bytes().strip() if secret_file else b""
     if secret_file and not 0 < len(secret) <= _SECRET_LIMIT:
@@ -66,11 +66,11 @@ def set_provider(
 @json_option
 def show(*, directory: Path | None, as_json: bool) -> None:
     """Show the provider, never its secret."""
-    import msgspec
+    from casemate.fleet import signon
 
     async def act(console: Any) -> dict[str, Any] | None:
-        settings = console.fleet.settings.oidc
-        return {**msgspec.to_builtins(settings), "callback": console.callback_url()} if settings else None
+        shown = await signon.show(console.fleet)
+        return {**shown, "callback": console.callback_url()} if shown else None
 
     found = on_console(directory, act)
     lines = [f"{key.replace('_', ' '):12} {value}" for key, value in (found or {}).items()]

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from casemate.clock import Clock
 from casemate.errors import OperationError, PolicyDeniedError
 from casemate.fleet import backup as backups
-from casemate.fleet import bulk, devices, enrolment, listing, pki, serve, states, webhook
+from casemate.fleet import bulk, devices, enrolment, listing, pki, serve, shared_settings, states, webhook
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.entry import CALLBACK
 from casemate.fleet.accounts.roles import Role
@@ -31,6 +31,7 @@ from casemate.fleet.devices import Change
 from casemate.fleet.enrolment import NewToken, Wanted
 from casemate.fleet.home import FleetHome
 from casemate.fleet.listing import Filter
+from casemate.fleet.shared_settings import Held, WebhookSettings
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import schema, tables
 from casemate.fleet.usage import reports
@@ -250,18 +251,14 @@ class Console:
 
     async def set_webhook(self, url: str) -> str:
         """Have alerts posted to *url* (empty: nowhere) from now on; returns the new secret."""
-        home, secret = self.fleet.home, ""
-        if url:
-            webhook.check_url(url)
-            secret = secrets.token_hex(32)
-            home.write(home.webhook_key, secret.encode())
+        secret = secrets.token_hex(32) if url else ""
+        held = Held(WebhookSettings(webhook.check_url(url)), secret.encode()) if url else None
         async with self.fleet.store.write() as connection:
             if url:  # what was wrong before anybody listened is in the list; from here on it is told
                 old = tables.alert.c.sent.is_(None)
                 await connection.execute(sa.update(tables.alert).where(old).values(sent=0.0))
-            act = Act(self.actor, "alert.webhook", detail={"url": url})
-            await self.fleet.audit.append(connection, act, self.fleet.clock.wall())
-        home.save_settings(msgspec.structs.replace(home.settings(), webhook=url))
+            act = Act(self.actor, "alert.webhook", detail={"host": webhook.host(url)})  # its path may hold a secret
+            await shared_settings.put(connection, self.fleet, WebhookSettings, held, act)
         return secret
 
     async def show_usage(self, period: int | None, group: str | None) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The fleet's directory: keys, certificates and settings as files. Everything else is in the database.
+"""A server's directory: the fleet's keys and certificates, and its own settings, as files.
+
+Everything else is in the database, settings of the whole fleet as well (`shared_settings`).
 
 settings.json      database URL, fleet id, names of this server
 fleet.db           SQLite, unless another database was given
@@ -8,8 +10,6 @@ keys/              commands.key  signs commands: only the people's side opens it
                    director.key  signs what each device shall take: online, and able to choose no more than what
                                  release keys signed
                    ear.key       signs attestation results
-                   mail.key      the password of the mail server's user
-                   oidc.key      the secret we share with the sign-in provider
 tls/               the listeners' certificate and key
 """
 
@@ -28,33 +28,11 @@ from casemate.crypto.signing import SigningKey
 from casemate.errors import NotFoundError, OperationError, UsageError
 from casemate.formats.decoding import MALFORMED
 
+SCHEMA: Final = 2
+"""Of settings.json. In 1 it held what is the whole fleet's now (`earlier`)."""
 KEYS: Final = ("commands", "witness", "audit", "director")
 _SETTINGS: Final = "settings.json"
 _MAX_FILE: Final = 1 << 20
-
-
-class OidcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A provider that people may sign in with (OpenID Connect)."""
-
-    issuer: str
-    client_id: str
-    label: str = "single sign-on"
-    """What the button says."""
-    role_claim: str = ""
-    roles: tuple[tuple[str, str], ...] = ()
-    """Values of that claim and the role each gives; the first that fits counts. None: only people who are known."""
-    has_secret: bool = False
-
-
-class MailSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A mail server, and whom mail is from. With a user there is a password among the keys."""
-
-    host: str
-    port: int
-    tls: str
-    """starttls | tls | none"""
-    sender: str
-    user: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,14 +47,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where devices are told to enrol; empty: where the listener is."""
     people_url: str = ""
     """The address people open, https://HOST[:PORT]; passkeys belong to its host. Empty: where the listener is."""
-    webhook: str = ""
-    """Where alerts are posted; empty: nowhere."""
-    oidc: OidcSettings | None = None
     bus: str = ""
     """nats://...: where check-ins are buffered and servers tell each other of changes; empty: nowhere."""
-    mail: MailSettings | None = None
     evidence_days: Annotated[int, msgspec.Meta(ge=1)] = 30
     """How long old results of attestation are kept."""
+    schema: int = SCHEMA
+
+
+class _Written(msgspec.Struct, frozen=True):
+    """Which form of settings a file has."""
+
     schema: int = 1
 
 
@@ -91,9 +71,6 @@ class FleetHome:
         self.tls = self.path / "tls"
         self.charter = self.ca / "charter.json"
         self.root = self.ca / "root.pem"
-        self.webhook_key = self.keys / "webhook.key"
-        self.mail_key = self.keys / "mail.key"
-        self.oidc_key = self.keys / "oidc.key"
         self.settings_file = self.path / _SETTINGS
 
     @property
@@ -131,13 +108,18 @@ class FleetHome:
 
         Raises:
             NotFoundError: no fleet here.
-            OperationError: they are damaged.
+            OperationError: they are damaged, or an earlier version's.
 
         """
         if not self.exists:
             raise NotFoundError(f"no fleet in {self.path}", hint="`casemate fleet serve --dir DIR` makes one")
+        stored = self.read(self.settings_file)
         try:
-            return msgspec.json.decode(self.read(self.settings_file), type=Settings)
+            if msgspec.json.decode(stored.decode(), type=_Written).schema < SCHEMA:
+                raise OperationError(
+                    f"{self.settings_file} is of an earlier version", hint="start `casemate fleet serve` once"
+                )
+            return msgspec.json.decode(stored, type=Settings)
         except MALFORMED as error:
             raise OperationError(f"{self.settings_file} is damaged: {error}", hint="restore a backup") from error
 

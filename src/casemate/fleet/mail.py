@@ -21,10 +21,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import CasemateError, OperationError
+from casemate.fleet import shared_settings
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.context import Fleet
-from casemate.fleet.home import MailSettings
+from casemate.fleet.shared_settings import Held, MailSettings, look_up
 from casemate.fleet.store import desk, tables
 
 LINES: Final = 50
@@ -60,7 +61,7 @@ class _RefusedError(CasemateError):
 
 async def gather(fleet: Fleet) -> int:
     """Queue one message about every alert that nobody was told of, to each recipient; returns how many alerts."""
-    if fleet.home.settings().mail is None:
+    if await look_up(fleet, MailSettings) is None:
         return 0
     new = _alert.mailed.is_(None)
     async with fleet.store.write() as connection:
@@ -101,7 +102,7 @@ def of_wipe(approval: str, asset: str, asker: str, address: str) -> Letter:
 
 async def tell_holders(connection: AsyncConnection, fleet: Fleet, letter: Letter, permission: Permission) -> int:
     """Queue *letter* to everybody who may *permission* and has an address; returns to how many."""
-    if fleet.home.settings().mail is None:
+    if await shared_settings.find(connection, fleet.home, MailSettings) is None:
         return 0
     holders = [role.value for role in roles.Role if roles.allowed(role.value, permission)]
     user = tables.user.c
@@ -127,8 +128,8 @@ async def queue(connection: AsyncConnection, letter: Letter, to: Sequence[str | 
 
 async def deliver(fleet: Fleet) -> int:
     """Send what is due; returns how many messages arrived."""
-    settings = fleet.home.settings().mail
-    if settings is None:
+    way = await look_up(fleet, MailSettings)
+    if way is None:
         return 0
     now, arrived = fleet.clock.wall(), 0
     due = sa.and_(_mail.sent.is_(None), _mail.next_attempt <= now, _mail.attempts < _MOST)
@@ -143,7 +144,7 @@ async def deliver(fleet: Fleet) -> int:
             )
         if not taken.rowcount:
             continue
-        outcome = await _try(fleet, settings, row)
+        outcome = await _try(fleet, way, row)
         fleet.metrics.deliveries.labels(f"mail-{outcome}").inc()
         values: dict[str, float] = {"sent": fleet.clock.wall()} if outcome == "done" else {}
         if outcome == "refused":
@@ -160,21 +161,15 @@ async def prune(connection: AsyncConnection, now: float) -> None:
     await connection.execute(sa.delete(desk.mail).where(_mail.created < now - KEPT))
 
 
-async def _try(fleet: Fleet, settings: MailSettings, row: sa.Row[Any]) -> str:
-    letter = message(fleet, settings, row.recipient, row.subject, row.body)
+async def _try(fleet: Fleet, way: Held[MailSettings], row: sa.Row[Any]) -> str:
+    letter = message(fleet, way.settings, row.recipient, row.subject, row.body)
     try:
-        await asyncio.to_thread(send, settings, password(fleet), letter)
+        await asyncio.to_thread(send, way, letter)
     except _RefusedError:
         return "refused"
     except CasemateError:
         return "failed"
     return "done"
-
-
-def password(fleet: Fleet) -> str:
-    """Return what we show the mail server, "" when it asks for nothing."""
-    settings = fleet.home.settings().mail
-    return fleet.home.read(fleet.home.mail_key).decode() if settings and settings.user else ""
 
 
 def message(fleet: Fleet, settings: MailSettings, to: str, subject: str, body: str) -> EmailMessage:
@@ -189,20 +184,21 @@ def message(fleet: Fleet, settings: MailSettings, to: str, subject: str, body: s
     return made
 
 
-def send(settings: MailSettings, secret: str, letter: EmailMessage) -> None:
+def send(way: Held[MailSettings], letter: EmailMessage) -> None:
     """Give *letter* to the mail server.
 
     Raises:
         OperationError: it is not there, cannot be believed, or does not take it now.
 
     """
+    settings = way.settings
     context = ssl.create_default_context()
     try:
         with _connected(settings, context) as server:
             if settings.tls == "starttls":
                 server.starttls(context=context)  # raises when the server does not offer it: nothing goes in clear
             if settings.user:
-                server.login(settings.user, secret)
+                server.login(settings.user, way.secret.decode())
             server.send_message(letter)
     except smtplib.SMTPRecipientsRefused as error:
         codes = [code for code, _ in error.recipients.values()]

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 from casemate.config import parse_address
 from casemate.errors import ConflictError, NotFoundError, UsageError
-from casemate.fleet import mail
+from casemate.fleet import mail, shared_settings
 from casemate.fleet.accounts.people import parse_email
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
-from casemate.fleet.home import MailSettings
+from casemate.fleet.shared_settings import Held, MailSettings
 from casemate.fleet.store import desk, tables
 
 KINDS: Final = ("starttls", "tls", "none")
@@ -42,16 +42,13 @@ def parse_server(address: str, tls: str, sender: str, user: str) -> MailSettings
 
 async def set_server(fleet: Fleet, settings: MailSettings | None, secret: bytes, actor: str) -> None:
     """Send mail by *settings* from now on; None: send none."""
-    home = fleet.home
     if settings and bool(settings.user) != bool(secret):
         raise UsageError("a user and a password belong together", hint="--user, --password-file")
     detail: dict[str, Any] = {"server": f"{settings.host}:{settings.port}", "tls": settings.tls} if settings else {}
-    await _note(fleet, Act(actor, "alert.email.server" if settings else "alert.email.off", detail=detail))
-    if secret:
-        home.write(home.mail_key, secret)
-    home.save_settings(msgspec.structs.replace(home.settings(), mail=settings))
-    if not secret:
-        home.mail_key.unlink(missing_ok=True)
+    act = Act(actor, "alert.email.server" if settings else "alert.email.off", detail=detail)
+    held = Held(settings, secret) if settings else None
+    async with fleet.store.write() as connection:
+        await shared_settings.put(connection, fleet, MailSettings, held, act)
 
 
 async def add(fleet: Fleet, text: str, actor: str) -> str:
@@ -95,12 +92,13 @@ async def remove(fleet: Fleet, text: str, actor: str) -> None:
 
 async def describe(fleet: Fleet) -> dict[str, Any]:
     """Return the server, who is told, and how many messages wait."""
-    settings = fleet.home.settings().mail
     waits = sa.select(sa.func.count()).select_from(desk.mail).where(desk.mail.c.sent.is_(None))
     async with fleet.store.read() as connection:
+        way = await shared_settings.find(connection, fleet.home, MailSettings)
         to = list((await connection.execute(sa.select(_address).order_by(_address))).scalars())
         waiting = (await connection.execute(waits)).scalar_one()
-    return {"server": msgspec.to_builtins(settings), "recipients": to, "waiting": waiting}
+    server = msgspec.to_builtins(way.settings) if way else None
+    return {"server": server, "recipients": to, "waiting": waiting}
 
 
 async def test(fleet: Fleet) -> list[str]:
@@ -111,16 +109,11 @@ async def test(fleet: Fleet) -> list[str]:
         OperationError: it cannot be sent.
 
     """
-    settings = fleet.home.settings().mail
+    way = await shared_settings.look_up(fleet, MailSettings)
     to: list[str] = (await describe(fleet))["recipients"]
-    if settings is None or not to:
+    if way is None or not to:
         raise UsageError("nobody is told by e-mail", hint="`casemate fleet alert email server`, then `... add`")
     for address in to:
-        letter = mail.message(fleet, settings, address, "a test", "Alerts of this fleet will come to this address.")
-        await asyncio.to_thread(mail.send, settings, mail.password(fleet), letter)
+        letter = mail.message(fleet, way.settings, address, "a test", "Alerts of this fleet will come to this address.")
+        await asyncio.to_thread(mail.send, way, letter)
     return to
-
-
-async def _note(fleet: Fleet, act: Act) -> None:
-    async with fleet.store.write() as connection:
-        await fleet.audit.append(connection, act, fleet.clock.wall())

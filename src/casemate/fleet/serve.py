@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from casemate.clock import Clock
 from casemate.crypto import x509
 from casemate.errors import ConfigError, OperationError, UntrustedDataError, UsageError
-from casemate.fleet import listeners, pki, selftest, upkeep
+from casemate.fleet import earlier, listeners, pki, selftest, upkeep
 from casemate.fleet.accounts import people
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.accounts.roles import Role
@@ -86,8 +86,10 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         pki.create(home, fleet, clock)
         database = options.database or sqlite_url(home.path / "fleet.db")
         settings = _changed(Settings(fleet=fleet, database=database), options)
+        left = None
     else:
-        settings = _changed(home.settings(), options)
+        written, left = earlier.read(home)
+        settings = _changed(written, options)
     store = Store(settings.database)
     try:
         await schema.upgrade(store)
@@ -95,6 +97,8 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         await shared.settle()
         await partitions.keep(store, shared.wall())
         await _check_keys(home, settings, store)
+        if left:
+            await earlier.bring_over(home, settings, left, store, shared)
     except BaseException:
         if new:
             home.clear()  # a first start that failed is no fleet: the next one begins anew
@@ -102,6 +106,8 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
     finally:
         await store.close()
     home.save_settings(settings)  # last: what it says is true now
+    if left:
+        earlier.clear(home)
     return new
 
 

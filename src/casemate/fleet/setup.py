@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from casemate import __version__
 from casemate.crypto import authority, x509
 from casemate.errors import CasemateError
-from casemate.fleet import approvals, trend
+from casemate.fleet import approvals, shared_settings, trend, webhook
 from casemate.fleet.accounts import sessions
 from casemate.fleet.context import Fleet
 from casemate.fleet.pki import DEVICE_SECONDS
+from casemate.fleet.shared_settings import MailSettings, OidcSettings, WebhookSettings
 from casemate.fleet.store.partitions import ROLLUPS_KEPT
 
 _OWN_MACHINE: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -65,24 +66,27 @@ class Setup:
     retention: dict[str, float]
 
 
-def describe(fleet: Fleet) -> Setup:
-    """Return how the server of *fleet* is set up."""
-    now = fleet.home.settings()  # a command may have changed them since this server started
-    oidc = now.oidc
+async def describe(fleet: Fleet) -> Setup:
+    """Return how the server of *fleet* is set up, and what is set for all of them."""
+    async with fleet.store.read() as connection:
+        posted = await shared_settings.find(connection, fleet.home, WebhookSettings)
+        mail = await shared_settings.find(connection, fleet.home, MailSettings)
+        provider = await shared_settings.find(connection, fleet.home, OidcSettings)
+    oidc = provider.settings if provider else None
     return Setup(
         version=__version__,
         fleet=fleet.settings.fleet,
         database="PostgreSQL" if fleet.store.is_postgresql else "SQLite",
         root_key_here=(fleet.home.ca / "root.key").exists(),
-        listeners=_listeners(fleet),
+        listeners=listeners(fleet),
         certificates=_certificates(fleet),
-        webhook=_place(now.webhook),
-        mail=f"{now.mail.host}:{now.mail.port}" if now.mail else "",
+        webhook=webhook.host(posted.settings.url) if posted else "",
+        mail=f"{mail.settings.host}:{mail.settings.port}" if mail else "",
         sign_in={"label": oidc.label, "issuer": oidc.issuer, "roles": dict(oidc.roles)} if oidc else None,
         retention={
             "health of the fleet": trend.KEPT,
             "health of each device": ROLLUPS_KEPT,
-            "attestation evidence": now.evidence_days * 86400.0,
+            "attestation evidence": fleet.settings.evidence_days * 86400.0,
             "device certificates": DEVICE_SECONDS,
             "sessions of people": sessions.LIFETIME,
             "open approvals": approvals.LIFE,
@@ -95,7 +99,8 @@ def enrol_url(fleet: Fleet) -> str:
     return fleet.settings.enrol_url or _reached(fleet, fleet.served.enrol)
 
 
-def _listeners(fleet: Fleet) -> list[Listener]:
+def listeners(fleet: Fleet) -> list[Listener]:
+    """Return the three listeners, and where each is reached."""
     served, settings = fleet.served, fleet.settings
     people = settings.people_url or _reached(fleet, served.people)
     devices = settings.devices_url or _reached(fleet, served.devices)
@@ -130,8 +135,3 @@ def _certificates(fleet: Fleet) -> list[Certificate]:
 def _certificate(name: str, certificate: bytes) -> Certificate:
     facts = authority.facts(certificate)
     return Certificate(name, authority.fingerprint(certificate), float(facts.not_after))
-
-
-def _place(url: str) -> str:
-    """Return the host of *url*: its path may hold a secret."""
-    return urlsplit(url).hostname or ""

@@ -7,11 +7,12 @@ from typing import Any, Final
 import msgspec
 
 from casemate.errors import UsageError
+from casemate.fleet import shared_settings
 from casemate.fleet.accounts.provider import Provider, check_issuer
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import Held, OidcSettings
 
 _LONGEST: Final = 255
 _MOST_ROLES: Final = 64
@@ -57,22 +58,20 @@ async def set_provider(fleet: Fleet, settings: OidcSettings, secret: bytes, acto
     """
     await Provider(fleet.clock).described(parse_settings(settings))
     detail: dict[str, Any] = {"issuer": settings.issuer, "client": settings.client_id, "roles": dict(settings.roles)}
-    await _save(
-        fleet, msgspec.structs.replace(settings, has_secret=bool(secret)), Act(actor, "oidc.set", detail=detail), secret
-    )
+    await _save(fleet, Held(settings, secret), Act(actor, "oidc.set", detail=detail))
 
 
 async def remove_provider(fleet: Fleet, actor: str) -> None:
     """Let nobody in by a provider; sessions that began so go on until they end."""
-    await _save(fleet, None, Act(actor, "oidc.remove"), b"")
+    await _save(fleet, None, Act(actor, "oidc.remove"))
 
 
-async def _save(fleet: Fleet, settings: OidcSettings | None, act: Act, secret: bytes) -> None:
-    home = fleet.home
+async def show(fleet: Fleet) -> dict[str, Any] | None:
+    """Return the provider, and whether we share a secret with it, never which; None when there is none."""
+    held = await shared_settings.look_up(fleet, OidcSettings)
+    return {**msgspec.to_builtins(held.settings), "has_secret": bool(held.secret)} if held else None
+
+
+async def _save(fleet: Fleet, held: Held[OidcSettings] | None, act: Act) -> None:
     async with fleet.store.write() as connection:
-        await fleet.audit.append(connection, act, fleet.clock.wall())
-    if secret:
-        home.write(home.oidc_key, secret)
-    home.save_settings(msgspec.structs.replace(home.settings(), oidc=settings))
-    if not secret:
-        home.oidc_key.unlink(missing_ok=True)
+        await shared_settings.put(connection, fleet, OidcSettings, held, act)

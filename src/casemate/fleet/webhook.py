@@ -19,6 +19,7 @@ import urllib3
 
 from casemate.errors import UsageError
 from casemate.fleet.context import Fleet
+from casemate.fleet.shared_settings import WebhookSettings, look_up
 from casemate.fleet.store import tables
 
 HEADER: Final = "Casemate-Signature"
@@ -46,6 +47,11 @@ def check_url(text: str) -> str:
     return text
 
 
+def host(url: str) -> str:
+    """Return what of *url* may be shown: its path may hold a secret."""
+    return urlsplit(url).hostname or ""
+
+
 def sign(secret: bytes, body: bytes) -> str:
     """Return the value of the signature header."""
     return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
@@ -53,10 +59,10 @@ def sign(secret: bytes, body: bytes) -> str:
 
 async def deliver(fleet: Fleet) -> int:
     """Send what was not sent yet and is due; returns how many arrived."""
-    url = fleet.home.settings().webhook
-    if not url:
+    held = await look_up(fleet, WebhookSettings)
+    if held is None:
         return 0
-    secret = fleet.home.read(fleet.home.webhook_key)
+    url, secret = held.settings.url, held.secret
     alert, now, arrived = tables.alert.c, fleet.clock.wall(), 0
     due = sa.and_(alert.sent.is_(None), alert.next_attempt <= now, alert.attempts < _MOST)
     async with fleet.store.read() as connection:

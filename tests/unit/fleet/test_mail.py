@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import uuid
 
-import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -15,8 +14,9 @@ from casemate.errors import ConflictError, NotFoundError, OperationError, UsageE
 from casemate.fleet import mail, mailing, serve
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.context import Fleet
-from casemate.fleet.home import FleetHome, MailSettings
+from casemate.fleet.home import FleetHome
 from casemate.fleet.mail import Letter
+from casemate.fleet.shared_settings import MailSettings
 from casemate.fleet.store import desk, tables
 from support import databases, smtp
 
@@ -209,7 +209,7 @@ def test_recipients_come_and_go_and_the_password_is_shown_nowhere(run, tmp_path,
         await mailing.remove(fleet, "ops@example.org", "test")
         assert (await mailing.describe(fleet))["waiting"] == 0
         await mailing.set_server(fleet, None, b"", "test")
-        assert not fleet.home.mail_key.exists()
+        assert (await mailing.describe(fleet))["server"] is None
         async with fleet.store.write() as connection:
             await mail.prune(connection, clock.wall() + mail.KEPT + 1)
             assert (await connection.execute(sa.select(desk.mail))).all() == []
@@ -231,10 +231,3 @@ def test_a_server_is_reached_with_tls_or_not_at_all(address, tls, sender):
     with pytest.raises(UsageError):
         mailing.parse_server(address, tls, sender, "")
     assert mailing.parse_server("127.0.0.1:25", "none", "a@example.org", "").port == 25
-
-
-def test_settings_without_mail_are_read_as_before():
-    stored = b'{"fleet":"f","database":"sqlite:///x"}'
-    from casemate.fleet.home import Settings  # noqa: PLC0415
-
-    assert msgspec.json.decode(stored, type=Settings).mail is None

@@ -17,7 +17,7 @@ from casemate.errors import CasemateError, NotAuthorisedError, OperationError, U
 from casemate.fleet import signon
 from casemate.fleet.accounts import oidc, people, provider
 from casemate.fleet.accounts.oidc import Account, VerifiedLogin
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import OidcSettings
 
 NOW = 1_800_000_000
 KEY = RSAKey.generate_key(2048, {"kid": "one"})

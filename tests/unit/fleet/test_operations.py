@@ -26,6 +26,7 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.devices import Change
 from casemate.fleet.enrolment import Wanted
 from casemate.fleet.home import FleetHome, Settings
+from casemate.fleet.shared_settings import WebhookSettings, look_up
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import tables
 from casemate.formats import tlog
@@ -253,6 +254,7 @@ def test_a_backup_restores_into_either_database(tmp_path, kind, target):
             async with fleet.store.write() as connection:
                 change = Change(Event.QUARANTINE, "test", clock.wall())
                 await devices.apply(connection, fleet.audit, device, change, commander(fleet))
+            signed = await Console(fleet, commander(fleet), "test").set_webhook("https://hooks.example.org/T0/B1")
             await backup.write(fleet, out, "test")
             with pytest.raises(BusyError):
                 await backup.write(fleet, out, "test")
@@ -267,6 +269,8 @@ def test_a_backup_restores_into_either_database(tmp_path, kind, target):
                 after = await listing.show(connection, "till", clock.wall())
                 assert (await fleet.audit.verify(connection)).size > 3
             assert after == before
+            held = await look_up(fleet, WebhookSettings)
+            assert (held.settings.url, held.secret) == ("https://hooks.example.org/T0/B1", signed.encode())
             async with fleet.store.write() as connection:
                 change = Change(Event.RELEASE, "test", clock.wall())
                 await devices.apply(connection, fleet.audit, device, change, commander(fleet))

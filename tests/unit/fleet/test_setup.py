@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from casemate.clock import SystemClock
 from casemate.errors import OperationError
 from casemate.fleet import serve, setup
+from casemate.fleet.commands import Commander
+from casemate.fleet.console import Console
 from casemate.fleet.context import Fleet, Served
 from casemate.fleet.home import FleetHome
 from casemate.fleet.states import State
@@ -49,10 +51,18 @@ def test_devices_are_told_an_address_that_they_can_reach(fleet, listens, names, 
 def test_the_settings_name_what_ends_and_hold_no_secret(fleet):
     secret = "https://hooks.example.org/T0/B1/very-secret?key=also-secret"
     database = "postgresql://fleet:database-secret@db.example.org/fleet"
-    fleet.settings = msgspec.structs.replace(fleet.settings, database=database)
-    fleet.home.save_settings(msgspec.structs.replace(fleet.home.settings(), webhook=secret))  # as a command does
+    fleet.settings = msgspec.structs.replace(fleet.settings, database=database)  # its store is another
     fleet.served = Served(people="https://127.0.0.1:8443", devices="https://0.0.0.0:8444")
-    found = setup.describe(fleet)
+
+    async def work():
+        try:
+            commander = Commander(fleet.settings.fleet, fleet.home.signing_key("commands"))
+            await Console(fleet, commander, "test").set_webhook(secret)
+            return await setup.describe(fleet)
+        finally:
+            await fleet.store.close()
+
+    found = asyncio.run(work())
     shown = json.dumps(dataclasses.asdict(found))
     assert "secret" not in shown
     assert found.webhook == "hooks.example.org"

@@ -17,7 +17,7 @@ from casemate.fleet.accounts import ceremonies, oidc, sessions
 from casemate.fleet.accounts.oidc import Account, Entry, VerifiedLogin
 from casemate.fleet.accounts.provider import Question
 from casemate.fleet.accounts.sessions import Person
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import OidcSettings
 from casemate.fleet.store import desk, tables
 
 CALLBACK: Final = "/sign-in/oidc/callback"

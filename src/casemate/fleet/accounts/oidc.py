@@ -18,7 +18,7 @@ from joserfc.errors import InvalidClaimError, JoseError, MissingClaimError
 from joserfc.jwk import KeySet
 
 from casemate.errors import NotAuthorisedError, UntrustedDataError
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import OidcSettings
 
 ALGORITHMS: Final = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
 """Signatures by a key that only the provider has; a shared secret, or nothing at all, signs no token here."""

@@ -23,7 +23,7 @@ from casemate.clock import Clock
 from casemate.errors import NotAuthorisedError, OperationError, UntrustedDataError, UsageError
 from casemate.fleet.accounts import oidc
 from casemate.fleet.accounts.oidc import VerifiedLogin
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import OidcSettings
 
 KNOWN: Final = 3600.0
 """Seconds that what a provider says about itself is believed."""

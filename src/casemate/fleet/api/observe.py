@@ -65,7 +65,7 @@ async def fleet_health(
 async def show_settings(request: Request, who: Known) -> shapes.Setup:
     """Show how this server is set up; nothing secret is in it."""
     who.require(Permission.READ)
-    return shapes.Setup(**dataclasses.asdict(setup.describe(request.app.state.fleet)))
+    return shapes.Setup(**dataclasses.asdict(await setup.describe(request.app.state.fleet)))
 
 
 @router.get("/rollouts/{rollout}/evidence")

@@ -186,6 +186,7 @@ class Setup(BaseModel):
     listeners: list[dict[str, str]]
     certificates: list[dict[str, Any]]
     webhook: str
+    mail: str
     sign_in: dict[str, Any] | None
     retention: dict[str, float]
 

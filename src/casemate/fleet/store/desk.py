@@ -1,4 +1,4 @@
-"""Tables of the people's side: who came in by a provider, orders for many devices, answers kept, mail to be sent."""
+"""Tables of the people's side: who came in by a provider, orders for many devices, answers kept, settings, mail."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ bulk_member = table(
     Column("asset", _NAME, nullable=False),
     Column("outcome", String(16)),  # done | refused: it changed since; empty: not yet
     Index("ix_bulk_member_open", "bulk_id", "outcome", "position"),
+)
+
+fleet_setting = table(  # what a person set for every server (`fleet.shared_settings`)
+    "fleet_setting",
+    Column("name", String(32), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),  # under a key that is not in the database
+    Column("changed", Float, nullable=False),
 )
 
 mail = table(  # what is to be sent, one recipient a row

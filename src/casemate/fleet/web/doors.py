@@ -107,7 +107,7 @@ async def show_sign_in(visit: Visit) -> Response:
     after = own_path(visit.form.get("next", "/"))
     if visit.person is not None:
         return RedirectResponse(after, 303)
-    return visit.page("sign_in.html", next=after, provider=oidc.button(visit, "/sign-in/oidc", after))
+    return visit.page("sign_in.html", next=after, provider=await oidc.button(visit, "/sign-in/oidc", after))
 
 
 async def show_join(visit: Visit) -> Response:
@@ -120,11 +120,11 @@ async def show_join(visit: Visit) -> Response:
 
 async def show_prove(visit: Visit) -> Response:
     """Ask for the passkey again, or for a new sign-in at the provider."""
-    after, settings = own_path(visit.form.get("next", "/")), oidc.settings_of(visit)
+    after, settings = own_path(visit.form.get("next", "/")), await oidc.settings_of(visit)
     async with visit.site.fleet.store.read() as connection:
         passkeys = bool(await people.credentials(connection, visit.who.id))
         linked = settings is not None and await entry.is_linked(connection, visit.who.id, settings.issuer)
-    provider = oidc.button(visit, "/prove/oidc", after) if linked else None
+    provider = await oidc.button(visit, "/prove/oidc", after) if linked else None
     minutes = int(sessions.PROOF // 60)
     return visit.page("prove.html", next=after, minutes=minutes, passkeys=passkeys, provider=provider)
 

@@ -13,7 +13,7 @@ from casemate.fleet.accounts.entry import CALLBACK, Returned
 from casemate.fleet.accounts.oidc import VerifiedLogin
 from casemate.fleet.accounts.sessions import LIFETIME, Person
 from casemate.fleet.audit import Act
-from casemate.fleet.home import OidcSettings
+from casemate.fleet.shared_settings import Held, OidcSettings, look_up
 from casemate.fleet.web.visit import COOKIE, Visit, own_path
 
 HANDLE: Final = "__Host-oidc"
@@ -22,9 +22,10 @@ _COOKIE: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True,
 _ACTS: Final = {"known": "person.signed-in", "linked": "person.linked", "made": "person.made"}
 
 
-def settings_of(visit: Visit) -> OidcSettings | None:
-    """Return the provider that people may use now; the file is small, and a command may have changed it."""
-    return visit.site.fleet.home.settings().oidc
+async def settings_of(visit: Visit) -> OidcSettings | None:
+    """Return the provider that people may use now: any server may have changed it."""
+    held = await look_up(visit.site.fleet, OidcSettings)
+    return held.settings if held else None
 
 
 async def begin_sign_in(visit: Visit) -> Response:
@@ -39,14 +40,14 @@ async def begin_prove(visit: Visit) -> Response:
 
 async def callback(visit: Visit) -> Response:
     """Take a browser back, and let in who it is, or believe them again."""
-    fleet, settings = visit.site.fleet, _required(visit)
+    fleet, held = visit.site.fleet, await _required(visit)
+    settings = held.settings
     handle = visit.request.cookies.get(HANDLE, "")
     async with fleet.store.write() as connection:  # first of all: whatever comes of it, it is used up
         returned = await entry.come_back(connection, handle, visit.now)
     entry.require_state(returned, visit.form.get("state", ""))
     _require_answer(visit, settings)
-    secret = fleet.home.read(fleet.home.oidc_key).decode() if settings.has_secret else ""
-    login = await visit.site.provider.login(settings, secret, visit.form["code"], returned.question)
+    login = await visit.site.provider.login(settings, held.secret.decode(), visit.form["code"], returned.question)
     if returned.proving:
         return await _proved(visit, returned, login)
     async with fleet.store.write() as connection:
@@ -60,7 +61,7 @@ async def callback(visit: Visit) -> Response:
 
 
 async def _sent_away(visit: Visit, proving: Person | None) -> Response:
-    settings = _required(visit)
+    settings = (await _required(visit)).settings
     redirect = visit.site.party.origin + CALLBACK
     after = own_path(visit.form.get("next", "/"))
     async with visit.site.fleet.store.write() as connection:
@@ -80,11 +81,11 @@ async def _proved(visit: Visit, returned: Returned, login: VerifiedLogin) -> Res
     return answer
 
 
-def _required(visit: Visit) -> OidcSettings:
-    settings = settings_of(visit)
-    if settings is None:
+async def _required(visit: Visit) -> Held[OidcSettings]:
+    held = await look_up(visit.site.fleet, OidcSettings)
+    if held is None:
         raise NotFoundError("no sign-in provider is set", hint="use a passkey")
-    return settings
+    return held
 
 
 def _require_answer(visit: Visit, settings: OidcSettings) -> None:
@@ -96,9 +97,9 @@ def _require_answer(visit: Visit, settings: OidcSettings) -> None:
         raise NotAuthorisedError("the provider let nobody in", hint="start again, or use a passkey")
 
 
-def button(visit: Visit, path: str, after: str) -> dict[str, str] | None:
+async def button(visit: Visit, path: str, after: str) -> dict[str, str] | None:
     """Return the link and the words of the provider's button, None when there is no provider."""
-    settings = settings_of(visit)
+    settings = await settings_of(visit)
     if settings is None:
         return None
     return {"path": f"{path}?next={quote(after, safe='')}", "label": settings.label}

@@ -11,5 +11,5 @@ from casemate.fleet.web.visit import Visit
 
 async def show(visit: Visit) -> Response:
     """Show the settings."""
-    found = setup.describe(visit.site.fleet)
+    found = await setup.describe(visit.site.fleet)
     return visit.page("settings.html", navigation=await navigation(visit), setup=found)

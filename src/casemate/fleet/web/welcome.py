@@ -78,7 +78,7 @@ async def progress(visit: Visit) -> Response:
 
 
 async def _page(visit: Visit, made: enrolment.NewToken | None, found: dict[str, Any] | None) -> Response:
-    listeners = setup.describe(visit.site.fleet).listeners
+    listeners = setup.listeners(visit.site.fleet)
     return visit.page(
         "welcome.html",
         navigation=await navigation(visit),
