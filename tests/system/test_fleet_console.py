@@ -21,6 +21,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from casemate.fleet import approvals, inventory
 from casemate.fleet.accounts.roles import Role
 from casemate.fleet.changes import note_change
+from casemate.fleet.rollout import records, terms
 from casemate.fleet.states import State
 from casemate.fleet.store import rollout_tables, tables
 from casemate.fleet.web import routes
@@ -532,15 +533,60 @@ def test_a_rollout_is_seen_filling_and_is_paused(site, ada, seeded):
     until(ada, lambda: "it smokes" in words(ada))
     assert int(ada.find_element(By.CSS_SELECTOR, ".batches tbody td:nth-child(3)").text) == int(good) - 1
     assert ada.find_element(By.CSS_SELECTOR, "svg.test polyline").get_attribute("points").count(",") > 5
+    unproved(site)
     ask = opened(ada, "pause")
     site.write(fail)
     time.sleep(1.5)
     assert ask.is_displayed(), "a page does not change under somebody who is deciding"
     ask.find_element(By.NAME, "why").send_keys("smells burnt", Keys.ENTER)
     until(ada, lambda: "Ada paused it" in words(ada))
-    assert rollout_state(site, seeded.running) == "paused"
+    assert rollout_state(site, seeded.running) == "paused", "to stop it nobody is asked for a passkey"
     opened(ada, "resume").find_element(By.CSS_SELECTOR, "button.primary").click()
     until(ada, lambda: "policy" in words(ada) and rollout_state(site, seeded.running) == "running")
+
+
+def unproved(site):
+    """Make every session one whose passkey was shown long ago."""
+    site.write(lambda connection: connection.execute(sa.update(tables.session).values(proved=0)))
+
+
+def test_what_reaches_every_device_or_goes_against_the_numbers_needs_a_fresh_passkey(site, ada, seeded):
+    async def draft(connection):
+        wanted = records.Wanted("stable", None, terms.Terms())
+        name = await records.create(connection, site.fleet, wanted, "Rolf", time.time())
+        approved = sa.update(rollout_tables.rollout).where(rollout_tables.rollout.c.id == name)
+        await connection.execute(approved.values(state="approved", approved_by="Sol", approved=time.time()))
+        return name
+
+    name = site.write(draft)
+    ada.get(f"{site.origin}/rollouts/{name}")
+    assert "passkey" in opened(ada, "start").text
+    token = ada.find_element(By.NAME, "csrf").get_attribute("value")
+
+    def moved(rollout, verb, **more):
+        """Return where the form leads, and the state after it."""
+        found = site.read(sa.select(rollout_tables.rollout.c.version).where(rollout_tables.rollout.c.id == rollout))
+        form = urlencode({"csrf": token, "version": found[0].version, **more})
+        sent = {"cookie": f"__Host-casemate={cookie(ada)}", "origin": site.origin}
+        sent["content-type"] = "application/x-www-form-urlencoded"
+        _, headers, text = raw(site, "POST", f"/rollouts/{rollout}/{verb}", headers=sent, body=form)
+        return headers.get("location", text), rollout_state(site, rollout)
+
+    asked = [(name, "start", {}), (seeded.stopped, "resume", {}), (seeded.stopped, "abort", {"roll_back": "yes"})]
+    unproved(site)
+    before = {rollout: rollout_state(site, rollout) for rollout, _, _ in asked}
+    for rollout, verb, more in asked:
+        assert moved(rollout, verb, **more) == (f"/prove?next=%2Frollouts%2F{rollout}", before[rollout]), verb
+    ada.get(f"{site.origin}/prove?next=/rollouts/{name}")
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: path(ada) == f"/rollouts/{name}")
+    for rollout, verb, more in asked[:2]:
+        assert "/prove" not in moved(rollout, verb, **more)[0], "control: shown just now it is not asked for"
+    unproved(site)
+    assert moved(name, "abort") == (f"/rollouts/{name}", "aborted"), "to end one is free, too"
+    ada.get(f"{site.origin}/prove")
+    ada.find_element(By.CSS_SELECTOR, "button.primary").click()  # later tests go on with a proof that is fresh
+    until(ada, lambda: path(ada) == "/")
 
 
 def rollout_state(site, name):

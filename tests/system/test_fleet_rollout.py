@@ -184,6 +184,10 @@ def test_a_bad_release_stops_and_those_in_the_middle_are_recalled(site):
     assert "5 of 8 devices failed" in site.status(name)["why"]
     recalled = until(lambda: (found := site.pick(depot[7], pick.sequence)) and found, 10)
     assert recalled.action == "keep"
+    for verb, body in (("resume", {}), ("abort", {"roll_back": True})):
+        refused = site.api("ann", "POST", f"/rollouts/{name}/{verb}", body)
+        assert (refused.status, "passkey" in refused.json()["title"]) == (403, True), "the numbers said stop"
+    assert site.status(name)["state"] == "paused"
     audit = site.api("sam", "GET", "/audit?limit=200").json()["items"]
     stops = [each for each in audit if each["action"] == "rollout.stop"]
     assert stops[0]["actor"] == "steward"
@@ -200,6 +204,11 @@ def test_who_may_what_and_two_at_once(site):
     late = site.api("ann", "POST", f"/rollouts/{name}/start", {}, **{"If-Match": tag})
     assert (late.status, late.json()["type"]) == (409, "urn:casemate:conflict")
     assert site.api("bob", "POST", f"/rollouts/{name}/approve", {}).status == 409  # it is approved
+    everybody = site.api("ann", "POST", "/rollouts", {"release": "stable"}).json()["id"]
+    assert site.api("bob", "POST", f"/rollouts/{everybody}/approve", {}).status == 200
+    refused = site.api("ann", "POST", f"/rollouts/{everybody}/start", {})
+    assert (refused.status, "passkey" in refused.json()["title"]) == (403, True), "no token gives it to every device"
+    assert site.api("bob", "POST", f"/rollouts/{everybody}/abort", {}).status == 200, "and any ends it"
     key = {"Idempotency-Key": "once"}
     body = {"release": "stable", "group": "nowhere"}
     twice = [site.api("ann", "POST", "/rollouts", body, **key).json()["id"] for _ in range(2)]

@@ -104,7 +104,11 @@ async def move_rollout(  # noqa: PLR0917 - one parameter per part of the request
     body: MoveRequest,
     if_match: IfMatch = None,
 ) -> Rollout:
-    """Approve, start, pause, resume or abort. `If-Match` refuses when somebody else was faster."""
+    """Approve, start, pause, resume or abort. `If-Match` refuses when somebody else was faster.
+
+    Refused here, because it needs a person with a passkey: to start one for every device, to resume one that the
+    numbers stopped, to abort with `roll_back`.
+    """
     event = Event(verb)
     who.require(records.NEEDS[event])
     if body.roll_back and event is not Event.ABORT:
@@ -114,6 +118,9 @@ async def move_rollout(  # noqa: PLR0917 - one parameter per part of the request
     known = None if version is None else int(version)
     wanted = Move(event, who.actor, fleet.clock.wall(), known, body.why, body.roll_back)
     async with fleet.store.write() as connection:
+        row = await records.find(connection, rollout, lock=True)
+        proof = records.needs_proof(event, group=row.group_name, verdict=row.verdict, roll_back=body.roll_back)
+        who.require(records.NEEDS[event], proof=proof)
         await records.change(connection, fleet, rollout, wanted)
     return await _shown(fleet, rollout, response)
 

@@ -32,8 +32,8 @@ class Caller:
         """Return how the audit log names it."""
         return f"api:{self.name}"
 
-    def require(self, permission: Permission) -> None:
-        """Refuse what the token may not do.
+    def require(self, permission: Permission, *, proof: bool = False) -> None:
+        """Refuse what the token may not do; what needs *proof* no token can.
 
         Raises:
             NotAuthorisedError: its role has not that permission.
@@ -41,7 +41,7 @@ class Caller:
 
         """
         require(self.role, permission)
-        if permission in NEEDS_PROOF:
+        if proof or permission in NEEDS_PROOF:
             raise PolicyDeniedError("this needs a person with a passkey", hint="do it in the console")
 
 

@@ -24,6 +24,7 @@ from casemate.fleet.changes import note_change
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import cohorts, picks, releases, terms
 from casemate.fleet.rollout.picks import Action
+from casemate.fleet.rollout.plan import Action as Verdict
 from casemate.fleet.rollout.plan import Progress
 from casemate.fleet.rollout.states import ENDED, Event, State, move
 from casemate.fleet.rollout.terms import Terms
@@ -142,6 +143,19 @@ async def change(connection: AsyncConnection, fleet: Fleet, name: str, wanted: M
     await fleet.audit.append(connection, Act(wanted.actor, f"rollout.{wanted.event}", detail=detail), wanted.now)
     await note_change(connection, "", "rollout", wanted.now)
     return state
+
+
+def needs_proof(event: Event, *, group: str | None, verdict: str, roll_back: bool = False) -> bool:
+    """Return whether a session is not enough for *event*, and its person shows the passkey again.
+
+    So it is with what gives every device another generation, goes on although the numbers said stop, or takes a
+    generation from devices that have it. Pausing, and an abort that leaves devices alone, wait for nothing.
+    """
+    return (
+        (event is Event.START and group is None)
+        or (event is Event.RESUME and verdict == Verdict.STOP)
+        or (event is Event.ABORT and roll_back)
+    )
 
 
 async def find(connection: AsyncConnection, name: str, *, lock: bool = False) -> sa.Row[Any]:

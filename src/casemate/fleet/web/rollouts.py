@@ -119,6 +119,9 @@ async def show(visit: Visit) -> Response:
         events=events,
         stopped=next((event for event in events if event["action"] in _STOPS), None),
         actions=possible(visit, found),
+        proofs={
+            event.value for event in Event if records.needs_proof(event, group=found["group"], verdict=found["verdict"])
+        },
         own=found["created_by"] == visit.who.name,
     )
 
@@ -127,14 +130,16 @@ _STOPS: Final = frozenset({"rollout.stop", "rollout.pause", "rollout.abort"})
 
 
 async def change(visit: Visit, event: Event) -> Response:
-    """Move a rollout, as the person saw it: who was slower is told."""
+    """Move a rollout, as the person saw it: who was slower is told, and who must prove themselves first is asked."""
     name, version = visit.request.path_params["rollout"], visit.number("version")
     if version is None:
         raise UsageError("this form is not one of ours: it names no version")
-    wanted = Move(
-        event, visit.who.name, visit.now, version, visit.field("why"), visit.field("roll_back", 4) == "yes"
-    )  # fmt: skip
+    roll_back = visit.field("roll_back", 4) == "yes"
+    wanted = Move(event, visit.who.name, visit.now, version, visit.field("why"), roll_back)
     async with visit.site.fleet.store.write() as connection:
+        row = await records.find(connection, name, lock=True)  # what is judged here is what is changed below
+        proof = records.needs_proof(event, group=row.group_name, verdict=row.verdict, roll_back=roll_back)
+        visit.demand(records.NEEDS[event], proof=proof)
         await records.change(connection, visit.site.fleet, name, wanted)
     return RedirectResponse(f"/rollouts/{name}", 303)
 
