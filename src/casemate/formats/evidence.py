@@ -121,7 +121,7 @@ def extended(value: bytes, digest: bytes) -> bytes:
     return hashlib.sha256(value + digest).digest()
 
 
-def replay(log: Iterable[Record]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
+def replay(log: tuple[Record, ...]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
     """Return the events of *log* and the values of our PCRs that they explain.
 
     Raises:
@@ -129,6 +129,13 @@ def replay(log: Iterable[Record]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
             what was hashed, `log-event` its content is not an event of ours.
 
     """
+    events, values = _replayed(log)
+    return events, dict(values)
+
+
+@functools.lru_cache(maxsize=128)
+def _replayed(log: tuple[Record, ...]) -> tuple[tuple[Event, ...], tuple[tuple[int, bytes], ...]]:
+    """Replay; a device shows the same log until something new runs, and its neighbours show that log too."""
     values = dict.fromkeys(OWN_PCRS, ZERO)
     events: list[Event] = []
     for number, one in enumerate(log):
@@ -142,7 +149,7 @@ def replay(log: Iterable[Record]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
             raise UntrustedDataError("an event is not what was measured", check="log-digest")
         events.append(_read_event(content, one.pcr))
         values[one.pcr] = extended(values[one.pcr], digest)
-    return tuple(events), values
+    return tuple(events), tuple(values.items())
 
 
 def served(events: Iterable[Event]) -> str:

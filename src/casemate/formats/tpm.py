@@ -136,7 +136,12 @@ def check_endorsement_key(public: TpmPublic) -> None:
 
 def qualified_name(public: TpmPublic) -> bytes:
     """Return the qualified Name of a primary key of the endorsement hierarchy (part 1, 16: parents are hashed in)."""
-    return tpm.object_name(public.name_algorithm, _ENDORSEMENT + public.name)
+    return _below_endorsement(public.name_algorithm, public.name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _below_endorsement(name_algorithm: int, name: bytes) -> bytes:
+    return tpm.object_name(name_algorithm, _ENDORSEMENT + name)
 
 
 def parse_quote(data: bytes) -> Quote:
@@ -158,8 +163,12 @@ def parse_quote(data: bytes) -> Quote:
     reader.end()
     if len(digest) != DIGEST_BYTES:
         raise reader.refusal("a digest of another length")
-    pcrs = frozenset(index for index in range(PCR_COUNT) if bitmap >> index & 1)
-    return Quote(signer, extra, clock, resets, restarts, bool(safe), firmware, pcrs, digest)
+    return Quote(signer, extra, clock, resets, restarts, bool(safe), firmware, _selected(bitmap), digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _selected(bitmap: int) -> frozenset[int]:
+    return frozenset(index for index in range(PCR_COUNT) if bitmap >> index & 1)
 
 
 def parse_signature(data: bytes) -> TpmSignature:

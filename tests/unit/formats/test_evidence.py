@@ -41,7 +41,7 @@ def test_what_runs_and_what_it_was_given_go_to_different_pcrs():
 @pytest.mark.parametrize("changes", [{"pcr": 0}, {"pcr": 7}, {"pcr": 16}, {"pcr": 23}])
 def test_a_record_for_a_pcr_that_is_not_ours_is_refused(changes):
     with pytest.raises(UntrustedDataError) as caught:
-        evidence.replay([msgspec.structs.replace(log_of(STACK)[0], **changes)])
+        evidence.replay((msgspec.structs.replace(log_of(STACK)[0], **changes),))
     assert caught.value.check == "log-pcr"
 
 
@@ -49,7 +49,7 @@ def test_a_record_for_a_pcr_that_is_not_ours_is_refused(changes):
 def test_content_that_is_no_event_is_refused_though_it_was_measured(content):
     digest = evidence.RecordDigest("sha256", hashlib.sha256(content.encode()).hexdigest())
     with pytest.raises(UntrustedDataError) as caught:
-        evidence.replay([evidence.Record(0, STACK_PCR, (digest,), "casemate.v1", content)])
+        evidence.replay((evidence.Record(0, STACK_PCR, (digest,), "casemate.v1", content),))
     assert caught.value.check == "log-event"
 
 
@@ -57,7 +57,7 @@ def test_a_second_spelling_of_an_event_is_refused():
     content = log_of(STACK)[0].content.replace(":", ": ")
     digest = evidence.RecordDigest("sha256", hashlib.sha256(content.encode()).hexdigest())
     with pytest.raises(UntrustedDataError) as caught:
-        evidence.replay([evidence.Record(0, STACK_PCR, (digest,), "casemate.v1", content)])
+        evidence.replay((evidence.Record(0, STACK_PCR, (digest,), "casemate.v1", content),))
     assert caught.value.check == "log-event"
 
 
