@@ -1,7 +1,9 @@
-"""What a server's directory of schema 1 held and the whole fleet shares since: brought into the database once.
+"""What a server's directory held before and the whole fleet shares since: brought over once.
 
-It happens at a start, before anything is served. What was set at any server since, or switched off, stays as it is;
-what the directory says otherwise is gone with it. The files go last: a start that was cut off does the rest again.
+It happens at a start, before anything is served. Settings go into the database; what was set at any server since, or
+switched off, stays as it is, and what the directory says otherwise is gone with it. Keys of models that were wrapped by
+a key of this directory alone are wrapped by the one that all servers have. The files go last: a start that was cut off
+does the rest again.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from typing import Any, Final
 import msgspec
 
 from casemate.clock import Clock
+from casemate.crypto.secret import Secret
 from casemate.errors import OperationError
-from casemate.fleet import shared_settings
+from casemate.fleet import keybroker, shared_settings
 from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.home import SCHEMA, FleetHome, Settings
 from casemate.fleet.shared_settings import Held, MailSettings, OidcSettings, WebhookSettings
 from casemate.fleet.store import Store
 from casemate.formats.decoding import MALFORMED
 
-_FILES: Final = ("webhook.key", "mail.key", "oidc.key")
+_BROKER: Final = "broker.key"
+_KEY_BYTES: Final = 32
+_FILES: Final = ("webhook.key", "mail.key", "oidc.key", _BROKER)
 
 
 class _Oidc(OidcSettings, frozen=True, forbid_unknown_fields=True):
@@ -87,8 +92,26 @@ async def bring_over(home: FleetHome, settings: Settings, earlier: Earlier, stor
         await log.append(connection, Act("server", "settings.shared", detail=detail), now)
 
 
+async def wrap_again(home: FleetHome, store: Store) -> None:
+    """Have every server open the keys of models that only this directory could.
+
+    Raises:
+        OperationError: its key is damaged.
+
+    """
+    path = home.keys / _BROKER
+    if not path.exists():
+        return
+    stored = home.read(path)
+    if len(stored) != _KEY_BYTES:
+        raise OperationError(f"{path} is damaged", hint="restore a backup of the fleet's keys")
+    with Secret(stored) as old:
+        async with store.write() as connection:
+            await keybroker.wrap_again(connection, home, old)
+
+
 def clear(home: FleetHome) -> None:
-    """Remove the secrets that the database holds now."""
+    """Remove the secrets that are elsewhere now."""
     for name in _FILES:
         (home.keys / name).unlink(missing_ok=True)
 

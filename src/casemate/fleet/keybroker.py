@@ -1,9 +1,9 @@
 """Keys of models that only proven devices get. `decide` is the rule; everything else carries it out and writes it down.
 
-A gated model has one key-encryption key, made here and wrapped by the broker's own key, which lies in the fleet's
-directory and not in its database. It leaves only for `TPM2_ActivateCredential` of the one TPM we know, so a stolen
-connection, certificate or disk is no use for it; in answer to one question of that device; and with a lease, after
-which the device's TPM does not give it out any more (`formats.lease`).
+A gated model has one key-encryption key, made here and wrapped by the broker's own key, which follows from a key of the
+fleet's directory and is not in its database. It leaves only for `TPM2_ActivateCredential` of the one TPM we know, so a
+stolen connection, certificate or disk is no use for it; in answer to one question of that device; and with a lease,
+after which the device's TPM does not give it out any more (`formats.lease`).
 
 Every answer is a row and an entry of the audit log, refusals too: who asked, for what, and why not.
 """
@@ -37,8 +37,8 @@ LEVELS: Final = ("L0", "L1", "L2", "L3")
 LEASE_SECONDS: Final = 24 * 3600
 LONGEST_LEASE: Final = lease.LONGEST_S
 RESULT_AGE: Final = 900.0
-KEY_FILE: Final = "broker.key"
 _KEY_BYTES: Final = 32
+_LABEL: Final = "casemate fleet broker 1"
 _PURPOSE: Final = b"casemate/1/model-key/"
 _MODEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 
@@ -178,22 +178,39 @@ async def list_grants(fleet: Fleet, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def broker_key(home: FleetHome) -> Secret:
-    """Return the key that wraps every model's key, made at its first use. It is part of a backup, apart from the rest.
+    """Return the key that wraps every model's key. It follows from the fleet's own: every server has the same."""
+    return home.signing_key("audit").derive(_LABEL)
+
+
+def model_key(home: FleetHome, row: sa.Row[Any]) -> Secret:
+    """Return the key of a gated model.
 
     Raises:
-        OperationError: the file is damaged.
+        OperationError: it does not open: another directory, or a changed row.
 
     """
-    path = home.keys / KEY_FILE
     try:
-        stored = home.read(path)
-    except NotFoundError:
-        key = Secret.random(_KEY_BYTES)
-        home.write(path, key.reveal())
-        return key
-    if len(stored) != _KEY_BYTES:
-        raise OperationError("the broker's key is damaged", hint="restore a backup of the fleet's keys")
-    return Secret(stored)
+        with broker_key(home) as broker:
+            return aead.unwrap(broker, bytes(row.wrapped), _PURPOSE + row.model.encode("ascii"))
+    except TagMismatch:
+        raise OperationError(
+            "the model's key does not open with the broker's", hint="the fleet's keys and database do not fit"
+        ) from None
+
+
+async def wrap_again(connection: AsyncConnection, home: FleetHome, old: Secret) -> int:
+    """Wrap what a server's own key *old* opens under the key that all share; returns how many models that were."""
+    table, done = tables.model_key, 0
+    for row in (await connection.execute(sa.select(table.c.model, table.c.wrapped))).all():
+        context = _PURPOSE + row.model.encode("ascii")
+        try:
+            with aead.unwrap(old, bytes(row.wrapped), context) as key, broker_key(home) as broker:
+                wrapped = aead.wrap(broker, key, context)
+        except TagMismatch:
+            continue  # wrapped again already, or under another server's key
+        await connection.execute(sa.update(table).where(table.c.model == row.model).values(wrapped=wrapped))
+        done += 1
+    return done
 
 
 async def _sealed(
@@ -219,20 +236,9 @@ async def _sealed(
         lease_s=verdict.lease_s,
         nonce=nonce,
     )
-    try:
-        with (
-            broker_key(call.fleet.home) as broker,
-            aead.unwrap(broker, bytes(row.wrapped), _PURPOSE + row.model.encode("ascii")) as key,
-            Secret.random(_KEY_BYTES) as transport,
-        ):
-            grant = lease.make_grant(transport, key, terms)
-            sealed = tpm_crypto.make_credential(
-                ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, transport.reveal()
-            )
-    except TagMismatch:
-        raise OperationError(
-            "the model's key does not open with the broker's", hint="the fleet's keys and database do not fit"
-        ) from None
+    with model_key(call.fleet.home, row) as key, Secret.random(_KEY_BYTES) as transport:
+        grant = lease.make_grant(transport, key, terms)
+        sealed = tpm_crypto.make_credential(ek.key, ek.name_algorithm, ek.symmetric_bits, ak.name, transport.reveal())
     return fleet_api.KeyAnswer(row.key_id, *sealed, *grant, verdict.lease_s)
 
 

@@ -99,6 +99,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
         await _check_keys(home, settings, store)
         if left:
             await earlier.bring_over(home, settings, left, store, shared)
+        await earlier.wrap_again(home, store)
     except BaseException:
         if new:
             home.clear()  # a first start that failed is no fleet: the next one begins anew
@@ -106,8 +107,7 @@ async def prepare(home: FleetHome, clock: Clock, options: Options) -> bool:
     finally:
         await store.close()
     home.save_settings(settings)  # last: what it says is true now
-    if left:
-        earlier.clear(home)
+    earlier.clear(home)
     return new
 
 

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casemate.clock import SystemClock
+from casemate.crypto.secret import Secret
 from casemate.errors import NotFoundError, OperationError
-from casemate.fleet import mailing, serve, shared_settings, signon, webhook
+from casemate.fleet import keybroker, mailing, serve, shared_settings, signon, webhook
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.console import Console
@@ -25,6 +26,7 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
 from casemate.fleet.shared_settings import Held, MailSettings, OidcSettings, WebhookSettings, look_up
 from casemate.fleet.store import desk, tables
+from casemate.formats import keystore
 from support import databases, provider
 
 MAIL = MailSettings("smtp.example.org", 587, "starttls", "fleet@example.org", "fleet")
@@ -246,6 +248,54 @@ def test_a_secret_that_is_missing_is_said_and_not_left_out(pair):
     with pytest.raises(NotFoundError, match=r"oidc\.key"):
         asyncio.run(serve.prepare(home, SystemClock(), serve.Options()))
     assert (home.keys / "mail.key").exists()
+
+
+# --- keys of gated models ---------------------------------------------------------------------------------------------
+
+
+GATE = keybroker.Gate("L2", 3600, None)
+
+
+async def gated(fleet, model):
+    """Return the name of the model's key, and of what this server opens as its key."""
+    async with fleet.store.read() as connection:
+        row = (await connection.execute(sa.select(tables.model_key).where(tables.model_key.c.model == model))).one()
+    with keybroker.model_key(fleet.home, row) as key:
+        return row.key_id, keystore.key_id(key)
+
+
+def test_a_model_gated_at_one_server_has_its_key_at_the_other(pair):
+    async def work():
+        async with served(*pair) as (one, other):
+            named = await keybroker.gate_model(one, "saffron", GATE, "test")
+            return named, await gated(one, "saffron"), await gated(other, "saffron")
+
+    named, one, other = asyncio.run(work())
+    assert one == other == (named, named)
+
+
+def test_a_key_that_one_directory_alone_could_open_is_wrapped_for_all(pair, monkeypatch):
+    """Each server made a key of its own when it first needed one, and neither opened what the other had wrapped."""
+
+    async def before():
+        async with served(*pair) as (one, other):
+            for fleet, model, own in ((one, "saffron", b"a" * 32), (other, "thyme", b"b" * 32)):
+                with monkeypatch.context() as patch:
+                    patch.setattr(keybroker, "broker_key", lambda _home, own=own: Secret(own))
+                    await keybroker.gate_model(fleet, model, GATE, "test")
+                (fleet.home.keys / "broker.key").write_bytes(own)
+            with pytest.raises(OperationError, match="does not open"):
+                await gated(other, "saffron")
+
+    async def after():
+        async with served(*pair) as servers:
+            return [await gated(fleet, model) for fleet in servers for model in ("saffron", "thyme")]
+
+    asyncio.run(before())
+    found = asyncio.run(after())
+    assert all(name == opened for name, opened in found)
+    assert found[:2] == found[2:]
+    assert not [each for each in pair if (each / "keys" / "broker.key").exists()]
 
 
 # --- any values -------------------------------------------------------------------------------------------------------
