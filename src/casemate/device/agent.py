@@ -257,6 +257,15 @@ class Agent:
     # -- what the command line asks -----------------------------------------------------------------------------------
 
     async def answer(self, ask: ipc.Ask) -> dict[str, Any]:
+    async def measure_generation(self, content: str) -> None:
+        """Measure which generation is served from now on.
+
+        Raises:
+            ChildDied: it could not be measured.
+
+        """
+        await self._chip.measure_generation(content)
+
         """Do what the command line asks.
 
         Raises:

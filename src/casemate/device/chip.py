@@ -46,8 +46,8 @@ class Chip:
         await self._start()
         self._processes.keep("attester", self._start)
         await self._attestation.measure_policies(plan.policies)
-        await self._attestation.measure_generation(plan.generation)
-        await self._attestation.measure_taken(plan.policy)
+        await self.measure_generation(plan.generation)
+        await self.measure_taken(plan.policy)
 
     async def _start(self) -> None:
         assert self._attestation
@@ -70,6 +70,16 @@ class Chip:
         """
         if self._attestation:
             await self._attestation.measure_taken(policy)
+
+    async def measure_generation(self, content: str) -> None:
+        """Measure which generation is served from now on, by its *content* digest (hex); empty: none.
+
+        Raises:
+            ChildDied: it could not be measured.
+
+        """
+        if self._attestation:
+            await self._attestation.measure_generation(content)
 
     async def measure_model(self, name: str, digest: str) -> None:
         """Measure a model that the vault has proven.

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -78,6 +78,10 @@ class Supervisor(Protocol):
 
     async def measure_taken(self, policy: ipc.TakePolicy) -> None:
         """Measure what an update says about apps and the guard; raises ChildDied."""
+        ...
+
+    async def measure_generation(self, content: str) -> None:
+        """Measure which generation is served from now on; raises ChildDied."""
         ...
 
     async def raise_floor(self, number: int) -> None:
@@ -158,6 +162,9 @@ class Upkeep:
             return await self._drop(str(ask.args["name"]))
         if ask.verb == "policy":
             return await self._take_policy(msgspec.convert(ask.args, ipc.TakePolicy))
+        if ask.verb == "generation":
+            await _measured(self._agent.measure_generation(str(ask.args["content"])))
+            return {}
         if ask.verb == "rehearse":
             return await self._rehearse(msgspec.convert(ask.args, Rehearsal))
         raise OperationError(f"the agent has no verb {ask.verb!r}")
@@ -248,10 +255,7 @@ class Upkeep:
             _end(engine)
 
     async def _take_policy(self, policy: ipc.TakePolicy) -> dict[str, Any]:
-        try:
-            await self._agent.measure_taken(policy)
-        except ChildDied as died:
-            raise died.error or OperationError(died.reason, hint="what was before still serves") from died
+        await _measured(self._agent.measure_taken(policy))
         self._policy = policy
         self._agent.tell_gateway(policy)
         return {}
@@ -289,6 +293,19 @@ def own_events(events: Any) -> list[dict[str, Any]]:
     if len(own) != len(events):
         raise OperationError("an update records what is about updates, and nothing else", hint="this is a bug")
     return own
+
+
+async def _measured(measuring: Awaitable[None]) -> None:
+    """Wait for *measuring*.
+
+    Raises:
+        CasemateError: the TPM did not.
+
+    """
+    try:
+        await measuring
+    except ChildDied as died:
+        raise died.error or OperationError(died.reason, hint="what was before still serves") from died
 
 
 def _end(engine: Engine) -> None:

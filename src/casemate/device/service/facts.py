@@ -28,6 +28,10 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the fleet calls a gated model, by model name."""
     digests: dict[str, str] = {}
     """SHA-256 (hex) of the policy file of each app, for a TPM to measure."""
+    claims: dict[str, str] = {}
+    """SHA-256 of a model's plain file as its container claims it, by model name."""
+    generation: str = ""
+    """The content digest of the generation that is served; empty: none."""
     policies: dict[str, str] = {}
     guard: bytes = b""
     """What the generation says about apps, and the guard's data."""

@@ -65,7 +65,13 @@ def _make(
         home=home,
         settings=settings,
         models=tuple(
-            ServedModel(name, path, container=generation.container(name, Path(path)), gate=facts.gates.get(name, ""))
+            ServedModel(
+                name,
+                path,
+                container=generation.container(name, Path(path)),
+                gate=facts.gates.get(name, ""),
+                digest=facts.claims.get(name, ""),
+            )
             for name, path in facts.models.items()
         ),
         **startup.open_doors(held, settings),
@@ -74,6 +80,7 @@ def _make(
         policy=ipc.TakePolicy(facts.policies, facts.guard),
         policies=facts.digests,
         on_trial=facts.on_trial,
+        generation=facts.generation,
         notes={"version": __version__, "recovery": facts.recovery, "units": True},
         member=member,
         announce=lambda endpoint: notify(f"STATUS=serving {endpoint}"),

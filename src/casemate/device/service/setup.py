@@ -62,14 +62,18 @@ def _prepare(home: Home, settings: Settings) -> Facts:
         boot = generation.boot(home, settings)
         served = serve_list(home, settings, boot)
         keys = keystores.describe(home, sources)
+        held = {str(model.path): model for model in models.list_models(home)}
+        found = {name: held[path] for name, path in served.items() if path in held}
         facts = Facts(
             SCHEMA,
             served,
             keys.owner_public,
             keys.recovery,
             boot.trial,
-            gates=_gates(home, served),
+            gates={name: info.gate.model for name, info in found.items() if info.gate},
             digests=AppStore(home).policy_digests(),
+            claims={name: info.digest for name, info in found.items()},
+            generation=boot.content,
             policies=dict(boot.policy.apps),
             guard=boot.policy.guard,
         )
@@ -111,12 +115,6 @@ def serve_list(home: Home, settings: Settings, boot: generation.Booted = generat
             hint="add one with `casemate model add FILE`, then start casemate.target again",
         )
     return {name: held[name] for name in dict.fromkeys(names)}
-
-
-def _gates(home: Home, served: dict[str, str]) -> dict[str, str]:
-    """Return what the fleet calls each gated model that is served."""
-    gates = {str(model.path): model.gate.model for model in models.list_models(home) if model.gate}
-    return {name: gates[path] for name, path in served.items() if path in gates}
 
 
 def open_run(home: Home) -> None:

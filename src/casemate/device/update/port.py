@@ -28,6 +28,8 @@ from casemate.formats.manifest import SealedPart
 VAULT_SECONDS: Final = 6 * 3600.0
 SWITCH_SECONDS: Final = 900.0
 _SECONDS: Final = 30.0
+_TPM_SECONDS: Final = 90.0
+"""For what a TPM has to do first: longer than the agent waits for one, so that its answer is never left behind."""
 _T = TypeVar("_T", bound=ipc.Message)
 
 
@@ -121,14 +123,23 @@ class Port:
         """Have the model *name* served no more."""
         self._tell("drop", {"name": name}, SWITCH_SECONDS)
 
+    def measure_generation(self, content: str) -> None:
+        """Have a TPM, where there is one, measure that the generation with this *content* digest is served from now on.
+
+        Raises:
+            CasemateError: it was not measured, so it may not be served.
+
+        """
+        self._tell("generation", {"content": content}, _TPM_SECONDS)
+
     def take_policy(self, apps: Mapping[str, str], guard: bytes) -> None:
         """Have the gateway serve under these policies (text by app) and guard data; empty ones take them back."""
-        self._tell("policy", {"apps": dict(apps), "guard": base64.b64encode(guard).decode()}, _SECONDS)
+        self._tell("policy", {"apps": dict(apps), "guard": base64.b64encode(guard).decode()}, _TPM_SECONDS)
 
     def count_commit(self, number: int) -> None:
         """Have the TPM's counter raised to *number*; a device that does not run, or cannot, does it when it starts."""
         with contextlib.suppress(CasemateError):
-            self._tell("floor", {"number": number}, _SECONDS)
+            self._tell("floor", {"number": number}, _TPM_SECONDS)
 
     def rehearse(self, model: str, prompt: str, *, max_tokens: int, seconds: float) -> dict[str, Any]:
         """Ask *model* one prompt as an app would; returns `text`, `error` and `first_token` (seconds)."""

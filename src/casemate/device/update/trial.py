@@ -213,11 +213,14 @@ def _serve_good(desk: Desk) -> None:
 def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
     """Serve *generation*: its model beside or after the old engine, then its policy; returns how, and seconds.
 
+    That it is served is measured before any of it is: also when it is gone back to.
+
     Raises:
         CasemateError: it did not come up; what served before still does.
 
     """
     policy = kinds.read_policy(generation, desk.store.directory(generation.number))
+    desk.port.measure_generation(generation.content_digest)
     for kind, why in kinds.NOT_INSTALLED.items():
         if generation.item(kind):
             desk.say(f"the {kind} release of generation {generation.number} is kept and not installed: {why}")

@@ -28,6 +28,7 @@ class Device:
         self.refuses: UntrustedDataError | None = None
         self.events: list[str] = []
         self.at_switch: list[tuple[str, Any]] = []
+        self.measured: list[tuple[str, str]] = []
         self.state: Any = None
 
     def containers(self) -> tuple[str, ...]:
@@ -45,6 +46,9 @@ class Device:
             raise self.refuses
         self.serving = container
         return {"way": "beside", "seconds": 0.1}
+
+    def measure_generation(self, content: str) -> None:
+        self.measured.append((content, self.serving))
 
     def drop(self, name: str) -> None:
         self.serving = ""
@@ -94,6 +98,9 @@ def test_a_good_generation_is_kept_and_recorded(tmp_path: Path) -> None:
     assert (done.state, done.way, device.serving) == ("GOOD", "beside", "saffron.g1")
     assert device.events == ["update_trial", "update_good"]
     assert device.at_switch == [("saffron.g1", "TRIAL")], "the try was not durable before the switch"
+    good = desk.good()
+    assert good
+    assert device.measured == [(good.content_digest, "saffron")], "it served before it was measured"
 
 
 def test_a_wrong_answer_goes_back_to_what_was_there_by_hand(tmp_path: Path) -> None:
