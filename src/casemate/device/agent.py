@@ -85,9 +85,8 @@ class Agent:
             await self._updates.start()
             await self._chip.begin()
             await self._duty.join(self.plan.member)
-            if self._duty.may_serve:
-                await self._begin_serving()
-            else:
+            await self._duty.begin()
+            if not self._duty.may_serve:
                 self.plan.report(f"the fleet holds this device: {self._duty.state}")
             processes.spawn(self._announce_when_ready())
             if self.plan.unsettled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from casemate.device.channel import AsyncJournalClient, ChannelClosed
@@ -41,17 +41,20 @@ class Core:
         return f"{'https' if plan.tls else 'http'}://{host_port(plan.listen)}"
 
     async def serve(self) -> None:
-        """Start what is not running yet of vault and gateway."""
+        """Start what is not running yet of vault and gateway; each is kept from the moment it runs."""
         starts = {"vault": self._start_vault, "gateway": self._start_gateway}
         missing = {role: start for role, start in starts.items() if role not in self._processes.children}
-        await asyncio.gather(*(start() for start in missing.values()))
-        for role, start in missing.items():
+
+        async def bring(role: str, start: Callable[[], Awaitable[None]]) -> None:
+            await start()
             self._processes.keep(role, start)
 
     # -- the journal
 
     async def start_journal(self) -> None:
         """Start the journal; who has a process gets a new link."""
+        await asyncio.gather(*(bring(role, start) for role, start in missing.items()))
+
         processes = self._processes
         links = {role: link_pair() for role in _JOURNALED}
         fds = {f"client:{role}": theirs.fileno() for role, (_, theirs) in links.items()}

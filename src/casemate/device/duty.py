@@ -45,7 +45,7 @@ class Duty:
         engines: Callable[[], Engines],
         *,
         retired: Callable[[], list[Engine]],
-        serve: Callable[[], Awaitable[None]],
+        serve: Callable[[], Coroutine[Any, Any, None]],
         take: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """Act on *processes*, *core*, *chip* and *engines*; *retired* are those that only finish, *serve* starts all.
@@ -62,6 +62,7 @@ class Duty:
         self.plan = processes.plan
         self.clock = processes.clock
         self.leases = Leases(self, self.clock)
+        self._starting: asyncio.Future[None] | None = None
         self._in_contact = asyncio.Event()
         self.respondent: Respondent | None = None
 
@@ -198,9 +199,29 @@ class Duty:
         """End every engine and the vault at once: keys and weights leave memory. The gateway stays, and refuses."""
         processes, engines = self._processes, self._engines()
         engines.held = True
+    async def begin(self) -> None:
+        """Serve, unless the fleet holds this device; an order that comes while it starts ends the start.
+
+        Raises:
+            ChildDied: what it needs did not come up.
+
+        """
+        if not self.may_serve:
+            return
+        self._starting = asyncio.ensure_future(self._serve())
+        try:
+            await asyncio.wait([self._starting])
+        finally:
+            self._starting.cancel()  # it is over, unless nobody waits for it any more
+        if not self._starting.cancelled():
+            self._starting.result()
+
         tasks = [engine.task for engine in engines.by_name.values() if engine.task]
         tasks += [task for role, task in processes.kept.items() if role == "vault"]
         for task in tasks:
+        if self._starting:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
             task.cancel()
         ending = [child for role, child in processes.children.items() if role == "vault"]
         for vault in ending:
@@ -222,7 +243,7 @@ class Duty:
     async def resume(self) -> None:
         """Serve again after `hold`."""
         if self._engines().held:
-            await self._serve()
+            await self.begin()
 
     async def destroy_keys(self) -> Destroyed:
         """Have a process with the vault's rights destroy the home's keys; it unlocks nothing."""

@@ -152,10 +152,18 @@ class Engines:
                     fds={},
                     inherited=[engine_end.fileno(), supply_end.fileno()],
                 )
+            except BaseException:
+                supply_end.close()
+                await asyncio.wait([loading])  # also when the process did not start: the vault's turn must end
+                raise
             finally:
                 engine_end.close()
                 supply_end.close()
-                await asyncio.wait([loading])  # also when the process did not start: the vault's turn must end
+            try:
+                await asyncio.wait([loading])
+            except asyncio.CancelledError:  # nobody else knows of the process yet
+                child.kill()
+                raise
             engine.child = child
             try:
                 loading.result()

@@ -96,8 +96,9 @@ class Processes:
         )
         try:
             await wait_ready(child, READY_TIMEOUT)
-        except ChildDied:
+        except (ChildDied, asyncio.CancelledError):  # cancelled, nobody else knows of it: it may hold keys
             child.kill()
+            child.link.close()
             raise
         self.children[role] = child
         return child
