@@ -18,7 +18,7 @@ from casemate.device.leases import Leases
 from casemate.device.plan import Engine
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy
-from casemate.errors import CasemateError, OperationError
+from casemate.errors import CasemateError, HostError, OperationError
 from casemate.formats import event, ipc
 
 if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet needs no cryptography
@@ -152,7 +152,9 @@ class Duty:
                 died = await processes.attend(link)
             except ChildDied as failed:
                 died = failed
-            del processes.children["link"]
+            except HostError as error:
+                died = ChildDied(error.message, error=error)
+            processes.children.pop("link", None)  # one that did not come up is not there
             delay = policy.died(self.clock.monotonic(), died.reason)
             processes.report_death("the link to the fleet", died, "is started again")
             self.record(event.process_restarted(role="link", cause=died.reason, now=self.clock.wall()))
