@@ -83,7 +83,7 @@ def test_nothing_is_taken_without_a_pick_outside_its_window_or_when_it_says_keep
         takes(offer, named(offer), window=(660, 720))
     assert takes(offer, named(offer), window=(590, 720))
     assert takes(offer, named(offer), window=(1380, 601))  # past midnight
-    assert offering.is_picked(offer, Direction(), 600)  # a device that no fleet directs goes by its channel
+    assert offering.is_picked(offer, direction.FREE, 600)  # a device that no fleet directs goes by its channel
 
 
 class Machine:
@@ -141,7 +141,7 @@ def test_a_damaged_or_expired_pick_is_a_refusal_and_not_freedom(home):
     assert direction.standing(home, MEMBER, NOW + 7200)[1] == Direction(directed=True)
     (home.fleet / FILE).write_bytes(b"{")
     assert direction.standing(home, MEMBER, NOW)[1] == Direction(directed=True)
-    assert direction.standing(home, msgspec.structs.replace(MEMBER, director=None), NOW)[1] == Direction()
+    assert direction.standing(home, msgspec.structs.replace(MEMBER, director=None), NOW)[1] == direction.FREE
 
 
 def test_taking_the_pick_away_frees_no_device(home, offer):
@@ -171,7 +171,10 @@ def test_what_one_fleet_said_directs_nobody_after_leaving_it(home):
     hand(follower(home), pick())
     assert enrol.leave(home, SimpleNamespace(wall=lambda: float(NOW))).directed
     membership.write_member(home, MEMBER)
-    assert direction.standing(home, membership.read_member(home), NOW) == (direction.Record(), Direction())
+    assert direction.standing(home, membership.read_member(home), NOW) == (
+        direction.Record(),
+        direction.FREE,
+    )
 
 
 def test_a_word_is_owed_until_the_fleet_has_it_also_over_a_restart(home):

@@ -176,6 +176,8 @@ def ask(run: Path, verb: str, **args: Any) -> dict[str, Any]:
 def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -> dict[str, Any]:
     """Ask over a connection that is there; the answer, not yet fit for a terminal, comes within *within* seconds.
 
+    When it does not, nothing more is asked or answered over this connection.
+
     Raises:
         CasemateError: what the agent answered, or that it did not.
 
@@ -184,6 +186,7 @@ def ask_over(channel: Channel, verb: str, args: dict[str, Any], within: float) -
         channel.send(ipc.Ask(verb=verb, args=args))
         reply, _ = channel.recv(within)
     except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
+        channel.give_up()
         raise NoAnswerError("the agent did not answer", hint="see `casemate status`") from error
     if not isinstance(reply, ipc.Answer):
         raise OperationError("the agent answered another question", hint="see `casemate status`")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import collections
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -139,6 +140,11 @@ class Channel:
     def buffered(self) -> bool:
         """Whether `recv` would return without touching the socket."""
         return bool(self._inbox.ready)
+
+    def give_up(self) -> None:
+        """Let nothing more through: an answer that comes late must not pass for that to the next question."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket and every descriptor nobody took."""

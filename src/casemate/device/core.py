@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import itertools
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
@@ -31,8 +33,10 @@ class Core:
         self._gateway_started = gateway_started
         self._journal_links: dict[str, socket.socket] = {}
         self._vault_turn = asyncio.Lock()
-        self._vault_replies: asyncio.Queue[Any] = asyncio.Queue()
+        self._vault_asked: collections.deque[asyncio.Future[Any]] = collections.deque()
+        """Whom the vault owes an answer, oldest first: it answers in order, also those who gave up waiting."""
         self._proofs: dict[int, asyncio.Future[ipc.LogProven]] = {}
+        self._numbers = itertools.count(1)
 
     @property
     def endpoint(self) -> str:
@@ -49,12 +53,12 @@ class Core:
             await start()
             self._processes.keep(role, start)
 
+        await asyncio.gather(*(bring(role, start) for role, start in missing.items()))
+
     # -- the journal
 
     async def start_journal(self) -> None:
         """Start the journal; who has a process gets a new link."""
-        await asyncio.gather(*(bring(role, start) for role, start in missing.items()))
-
         processes = self._processes
         links = {role: link_pair() for role in _JOURNALED}
         fds = {f"client:{role}": theirs.fileno() for role, (_, theirs) in links.items()}
@@ -84,7 +88,7 @@ class Core:
 
     async def prove_log(self, old: int) -> ipc.LogProven | None:
         """Return the journal's request to its witness, proven from *old* entries on; None when it does not answer."""
-        number = len(self._proofs) + 1
+        number = next(self._numbers)
         proof = self._proofs[number] = asyncio.get_running_loop().create_future()
         try:
             await self._processes.children["journal"].link.send(ipc.ProveLog(id=number, old=old))
@@ -119,20 +123,30 @@ class Core:
         if "vault" not in children:
             raise ChildDied(f"the vault does not run: this device is {QUARANTINED}", transient=False)
         async with self._vault_turn:
-            while not self._vault_replies.empty():
-                self._vault_replies.get_nowait()
+            answer = asyncio.get_running_loop().create_future()
+            self._vault_asked.append(answer)
             try:
                 await children["vault"].link.send(request, fds)
-                reply = await asyncio.wait_for(self._vault_replies.get(), deadline)
-            except (ChannelClosed, OperationError, TimeoutError) as error:
+                async with asyncio.timeout(deadline):
+                    reply = await answer
+            except OperationError as error:  # not even sent
+                self._vault_asked.remove(answer)
+                raise ChildDied("the vault takes no question") from error
+            except (ChannelClosed, TimeoutError) as error:
                 raise ChildDied("the vault did not answer") from error
         if isinstance(reply, ChildDied):
             raise ChildDied("the vault ended before it answered")
         return reply
 
     async def vault_said(self, reply: ipc.Message | ChildDied) -> None:
-        """Take the vault's answer, or its end: whoever waits for an answer then gets none."""
-        await self._vault_replies.put(reply)
+        """Take the vault's answer to who asked first, or its end: whoever waits for an answer then gets none."""
+        ended = isinstance(reply, ChildDied)
+        while self._vault_asked:
+            answer = self._vault_asked.popleft()
+            if not answer.done():
+                answer.set_result(reply)
+            if not ended:
+                return
 
     # -- the gateway
 

@@ -186,7 +186,9 @@ class Duty:
 
     def direction(self) -> dict[str, Any]:
         """Return what the fleet's director says, for an update; nobody's device is free."""
-        return self.respondent.follower.direction.as_message() if self.respondent else {}
+        if self.respondent:
+            return self.respondent.follower.direction.as_message()
+        return {"directed": False}  # as `FREE` says it
 
     def stands(self, facts: dict[str, Any]) -> None:
         """Take the update process's word about where things stand."""
@@ -197,10 +199,6 @@ class Duty:
 
     # -- orders
 
-    async def hold(self) -> None:
-        """End every engine and the vault at once: keys and weights leave memory. The gateway stays, and refuses."""
-        processes, engines = self._processes, self._engines()
-        engines.held = True
     async def begin(self) -> None:
         """Serve, unless the fleet holds this device; an order that comes while it starts ends the start.
 
@@ -218,12 +216,16 @@ class Duty:
         if not self._starting.cancelled():
             self._starting.result()
 
-        tasks = [engine.task for engine in engines.by_name.values() if engine.task]
-        tasks += [task for role, task in processes.kept.items() if role == "vault"]
-        for task in tasks:
+    async def hold(self) -> None:
+        """End every engine and the vault at once: keys and weights leave memory. The gateway stays, and refuses."""
+        processes, engines = self._processes, self._engines()
         if self._starting:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        engines.held = True
+        tasks = [engine.task for engine in engines.by_name.values() if engine.task]
+        tasks += [task for role, task in processes.kept.items() if role == "vault"]
+        for task in tasks:
             task.cancel()
         ending = [child for role, child in processes.children.items() if role == "vault"]
         for vault in ending:

@@ -35,10 +35,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owed: bool = False
 
 
-class Direction(msgspec.Struct, frozen=True):
+class Direction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for an update. *directed* without a pick: nothing may be taken."""
 
-    directed: bool = False
+    directed: bool
     pick: Pick | None = None
 
     def as_message(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Direction(msgspec.Struct, frozen=True):
         return found
 
 
-FREE: Final = Direction()
+FREE: Final = Direction(directed=False)
 
 
 class PickFile:
@@ -124,5 +124,13 @@ def verify(raw: bytes, member: Member, *, after: int, earliest: float) -> Pick:
 
 
 def decode(message: dict[str, Any]) -> Direction:
-    """Read what `Direction.as_message` made."""
-    return msgspec.convert(message, Direction)
+    """Read what `Direction.as_message` made; anything less is no freedom.
+
+    Raises:
+        UntrustedDataError: `fleet-direction` it is something else.
+
+    """
+    try:
+        return msgspec.convert(message, Direction)
+    except msgspec.ValidationError as error:
+        raise UntrustedDataError(f"not a direction: {error}", check="fleet-direction", hint="this is a bug") from error

@@ -154,6 +154,7 @@ class Port:
             self._channel.send(message, fds)
             reply: Any = self._channel.recv(within)[0]
         except (ChannelClosed, TimeoutError, UntrustedDataError) as error:
+            self._channel.give_up()
             raise admin.NoAnswerError("the device went away", hint="run the same command again: it goes on") from error
         if isinstance(reply, ipc.Answer):
             raise admin.rebuilt(reply.data)
