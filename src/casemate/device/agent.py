@@ -36,6 +36,14 @@ from casemate.errors import HostError, OperationError
 from casemate.formats import event, ipc
 
 STOP_DRAIN: Final = 1.5
+_SAYS: Final[dict[str, Any]] = {
+    "vault": ipc.Loaded | ipc.LoadFailed | ipc.FromVault,
+    "journal": ipc.LogProven,
+    "attester": ipc.FromAttester,
+    "link": ipc.FromLinkProcess,
+    "gateway": ipc.Rehearsed | ipc.EngineStuck | ipc.Used,
+}
+"""What the agent takes from a process of a role; an engine says nothing to it but that it lives."""
 
 
 class Agent:
@@ -169,20 +177,25 @@ class Agent:
     # -- what processes say -----------------------------------------------------------------------------------------
 
     async def heard(self, child: ChildProcess, message: Any) -> None:
-        """Take what *child* says; what journal, fleet or TPM say, only from the process that may say it."""
-        if isinstance(message, ipc.Loaded | ipc.LoadFailed | ipc.FromVault):
+        """Take what *child* says, if it is what a process of its role may say.
+
+        The gateway reads what strangers send: it must not answer for the vault.
+        """
+        if not isinstance(message, _SAYS.get(child.role, ())):
+            return
+        if child.role == "vault":
             await self._core.vault_said(message)
+        elif child.role == "journal":
+            self._core.log_proven(message)
+        elif child.role == "attester":
+            self._chip.heard(message)
+        elif child.role == "link":
+            self._duty.heard_of_fleet(message)
         elif isinstance(message, ipc.Rehearsed):
             self._upkeep.rehearsed(message)
         elif isinstance(message, ipc.EngineStuck):
             self._engines.stuck(message.model)
-        elif isinstance(message, ipc.LogProven) and child.role == "journal":
-            self._core.log_proven(message)
-        elif isinstance(message, ipc.FromAttester) and child.role == "attester":
-            self._chip.heard(message)
-        elif isinstance(message, ipc.FromLinkProcess) and child.role == "link":
-            self._duty.heard_of_fleet(message)
-        elif isinstance(message, ipc.Used) and child.role == "gateway":
+        else:
             self._duty.heard_of_use(message)
 
     async def lost(self, child: ChildProcess, died: ChildDied) -> None:
@@ -244,6 +257,15 @@ class Agent:
         """
         await self._chip.measure_taken(policy)
 
+    async def measure_generation(self, content: str) -> None:
+        """Measure which generation is served from now on.
+
+        Raises:
+            ChildDied: it could not be measured.
+
+        """
+        await self._chip.measure_generation(content)
+
     async def raise_floor(self, number: int) -> None:
         """Have the TPM's counter of updates raised to *number*.
 
@@ -256,15 +278,6 @@ class Agent:
     # -- what the command line asks -----------------------------------------------------------------------------------
 
     async def answer(self, ask: ipc.Ask) -> dict[str, Any]:
-    async def measure_generation(self, content: str) -> None:
-        """Measure which generation is served from now on.
-
-        Raises:
-            ChildDied: it could not be measured.
-
-        """
-        await self._chip.measure_generation(content)
-
         """Do what the command line asks.
 
         Raises:
