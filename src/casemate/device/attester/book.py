@@ -44,6 +44,8 @@ class Book:
         self._path = directory / FILE
         self.log: tuple[Record, ...] = ()
         self.broken = ""
+        self._unsure = False
+        """Whether the TPM failed when the log's last record was to be measured: it may have been or not."""
 
     def open(self, chip: Chip) -> None:
         """Find out where this boot stands."""
@@ -66,6 +68,7 @@ class Book:
             OperationError: the log is full or cannot be written, or the TPM failed: what was to be used may not be.
 
         """
+        self._settle(chip)
         seen = {record.content for record in self.log}
         for event in events:
             record = evidence.record(len(self.log), event)
@@ -73,15 +76,24 @@ class Book:
                 continue
             if len(self.log) + 1 >= evidence.LOG_LIMIT:
                 raise OperationError("the event log is full", hint="restart the machine")
+            self._unsure = True
             self._write((*self.log, record))
             seen.add(record.content)
             self._extend(chip, record)
+            self._unsure = False
 
     def answer(self, chip: Chip, nonce: bytes, pcrs: frozenset[int]) -> UntrustedEvidence:
         """Return the evidence for *nonce* over *pcrs*."""
+        self._settle(chip)
         values = chip.pcrs(pcrs)
         attest, signature = chip.quote(nonce, pcrs)
         return UntrustedEvidence(1, nonce, attest, signature, values, self.log)
+
+    def _settle(self, chip: Chip) -> None:
+        """Find out, after a fault of the TPM, whether the last record was measured; if not, measure it."""
+        if self._unsure:
+            self.open(chip)
+            self._unsure = False
 
     def _served(self) -> str:
         try:
