@@ -21,6 +21,7 @@ from casemate.device.fleet.membership import Member
 from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.home import Home, owner_of
 from casemate.device.respond import Respondent
+from casemate.errors import OperationError
 from casemate.formats import envelope, ipc
 from casemate.formats.envelope import Command
 from casemate.formats.tlog import VerifierKey
@@ -38,7 +39,8 @@ class Machine:
 
     def __init__(self, home: Home, clock_off: float = 0.0) -> None:
         settings = {"telemetry.usage": False}
-        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", models=(), settings=settings, generation="")
+        installed = {"models": (), "generation": "", "policies": {}, "policy": ipc.TakePolicy()}
+        self.plan = SimpleNamespace(home=home, owner_public="b3duZXI=", settings=settings, **installed)
         self.clock = SimpleNamespace(wall=lambda: SIGNED + clock_off, monotonic=lambda: 5.0)
         self.ready = True
         self.serving, self.fenced, self.destroyed, self.shown = True, False, 0, 0
@@ -279,3 +281,37 @@ def test_a_device_proves_itself_again_once_the_fleet_has_its_word_and_not_before
     assert machine.shown == 0
     asyncio.run(device.heard(ipc.WordSent(payload=b"{}", accepted=True)))
     assert machine.shown == 1
+
+
+def test_a_release_that_was_cut_off_before_the_fence_fell_is_finished_at_the_next_start(home):
+    machine = Machine(home)
+    device = Respondent(machine, member())
+    deliver(device, signed("quarantine", 1))
+
+    async def cut(_gate):
+        raise KeyboardInterrupt  # the power goes
+
+    machine.fence = cut
+    with pytest.raises(KeyboardInterrupt):
+        deliver(device, signed("release", 2))
+    after = Machine(home)
+    after.fenced = True  # the table outlives the process
+    again = Respondent(after, member())
+    asyncio.run(again.begin())
+    assert (after.fenced, again.may_serve) == (False, True)
+
+
+def test_on_a_full_disk_nothing_is_obeyed_that_sets_free_and_a_quarantine_ends_the_device(home, monkeypatch):
+    machine = Machine(home)
+    device = Respondent(machine, member())
+
+    def full(_file, _orders):
+        raise OperationError("cannot write orders.json: No space left on device")
+
+    monkeypatch.setattr(OrdersFile, "write", full)
+    deliver(device, signed("ping", 1))
+    assert (machine.told, device.orders.sequence, machine.ended) == ([], 0, None)
+    asyncio.run(device.heard(ipc.Contact(ok=True, server_time=SIGNED, address="10.0.0.1", port=1)))
+    assert device.orders.address == ""
+    with pytest.raises(OperationError):  # of a task of the agent: it ends the device
+        deliver(device, signed("quarantine", 2))

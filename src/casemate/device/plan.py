@@ -54,7 +54,7 @@ class DevicePlan:
     member: Member | None = None
     """Whose orders are obeyed; None: nobody's."""
     policies: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """SHA-256 (hex) of the policy file of each app, where a TPM measures them."""
+    """SHA-256 (hex) of the policy file of each app."""
     on_trial: bool = False
     """The models are those of a generation on trial: one that does not start is for its health gate to judge."""
     update_uid: int | None = None

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import hashlib
 import itertools
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
@@ -33,6 +35,7 @@ from casemate.formats.envelope import RefusedCommandError, Verb, VerifiedCommand
 from casemate.formats.tlog import VerifierKey
 
 _REPORTED: Final = {State.QUARANTINED: "quarantined", State.WIPING: "wiped", State.WIPED: "wiped"}
+_CONFINING: Final = frozenset({Verb.QUARANTINE, Verb.WIPE})
 _GONE_WITHIN: Final = 5.0
 
 
@@ -121,7 +124,12 @@ class Respondent:
             agent, agent.plan.home, member, running=agent.plan.generation, earliest=self.orders.signed
         )
         self.contact: dict[str, Any] = {}
-        found = stock.take((model.name, model.container or model.name, model.digest) for model in agent.plan.models)
+        plan = agent.plan
+        brought = {app: hashlib.sha256(text.encode()).hexdigest() for app, text in plan.policy.apps.items()}
+        found = stock.take(
+            ((model.name, model.container or model.name, model.digest) for model in plan.models),
+            {**plan.policies, **brought},
+        )
         self._inventory = stock.digest(found), fleet_api.encode(found)
 
     # -- what the agent asks
@@ -141,10 +149,13 @@ class Respondent:
         return {"state": self.orders.state.value, "reason": self.orders.reason, **facts}
 
     async def begin(self) -> None:
-        """Carry out again what holds: after a reboot the fence is gone, a wipe may be half done."""
+        """Carry out again what holds: after a reboot the fence is gone, a wipe may be half done, a release too."""
+        last = self.orders.last
         async with self._turn:
             if not self.may_serve:
                 await self._carry_out()
+            elif last and self.orders.owed and last.command.verb == Verb.RELEASE:
+                await self._fenced(None)
 
     async def post(self, path: str, body: bytes, deadline: float = 30.0) -> ipc.Posted:
         """Have *body* posted to the fleet; status 0 when nobody answered in time."""
@@ -214,7 +225,8 @@ class Respondent:
             "certificate_ends": message.certificate_ends or self.contact.get("certificate_ends", 0),
         }
         if message.address and (message.address, message.port) != (self.orders.address, self.orders.port):
-            self._remember(msgspec.structs.replace(self.orders, address=message.address, port=message.port))
+            with contextlib.suppress(OperationError):  # a full disk ends no device; the next contact says it again
+                self._remember(msgspec.structs.replace(self.orders, address=message.address, port=message.port))
         if self.orders.state is State.WIPING and not self._facts.get("keys_destroyed"):
             await self._carry_out()
         if self.orders.owed:
@@ -246,7 +258,13 @@ class Respondent:
                 if isinstance(error, RefusedCommandError):
                     self._answer_no(message.name, error)
             return
-        self._remember(self._obeyed(verified, message.name))
+        try:
+            self._remember(self._obeyed(verified, message.name))
+        except OperationError as error:
+            if verified.verb in _CONFINING:
+                raise  # what cannot be remembered is obeyed by ending: a device that is down serves nothing
+            self.contact = {**self.contact, "link": error.message}
+            return  # not obeyed and not answered, so it is delivered again
         detail = await self._carry_out()
         self._agent.record(
             event.fleet_command_obeyed(

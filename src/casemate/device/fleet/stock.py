@@ -1,4 +1,4 @@
-"""What is installed here, for the fleet's inventory: engine, models, system, board, packages, by name and version.
+"""What is installed here, for the fleet's inventory: engine, models, policies, system, board, packages.
 
 Read from the machine's own records, which this device trusts as far as it trusts itself: an inventory is a claim.
 """
@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,12 +25,19 @@ _FACT: Final = re.compile(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', re.MULTILINE)
 _FIELD: Final = re.compile(rb"^(Package|Version|Status): (.*)$", re.MULTILINE)
 
 
-def take(models: Iterable[tuple[str, str, str]], dpkg: Path = DPKG, root: Path = Path("/")) -> Inventory:
-    """Return everything that is found, in its one order; *models* are names, containers and digests.
+def take(
+    models: Iterable[tuple[str, str, str]],
+    policies: Mapping[str, str],
+    dpkg: Path = DPKG,
+    root: Path = Path("/"),
+) -> Inventory:
+    """Return everything that is found, in its one order.
 
+    *models* are names, containers and digests (`sha256:` and hex; "": nobody looked), *policies* SHA-256 (hex) by app.
     What is over the limit is left out.
     """
-    items = [*_engine(), *_models(models), *_machine(root), *_python(), *_debian(dpkg)]
+    named = [Item("policy", _text(app), "", digest) for app, digest in policies.items()]
+    items = [*_engine(), *_models(models), *named, *_machine(root), *_python(), *_debian(dpkg)]
     found = sorted(set(items), key=lambda item: (item.kind, item.name, item.version))
     return Inventory(tuple(found[:MAX_PACKAGES]))
 
@@ -95,7 +102,8 @@ def _read(path: Path) -> str:
 
 def _models(models: Iterable[tuple[str, str, str]]) -> Iterator[Item]:
     for name, container, digest in models:
-        yield Item("model", _text(name), _text(container), digest if _DIGEST.fullmatch(digest) else None)
+        plain = digest.removeprefix("sha256:")
+        yield Item("model", _text(name), _text(container), plain if _DIGEST.fullmatch(plain) else None)
 
 
 def _decoded(data: bytes) -> str:

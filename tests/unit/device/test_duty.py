@@ -1,0 +1,228 @@
+"""What the agent does to its processes when a fleet, a slow vault or a cancelled start comes between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from casemate import config
+from casemate.device import channel
+from casemate.device.agent import Agent
+from casemate.device.children import ChildDied
+from casemate.device.core import Core
+from casemate.device.duty import Duty
+from casemate.device.engines import Engines
+from casemate.device.home import Home
+from casemate.device.plan import DevicePlan
+from casemate.device.processes import Processes
+from casemate.errors import HostError
+from casemate.formats import ipc
+
+
+class Clock:
+    def wall(self) -> float:
+        return 1.8e9
+
+    def monotonic(self) -> float:
+        return 5.0
+
+
+class Child:
+    """A program that only notes that it was ended."""
+
+    def __init__(self) -> None:
+        self.pid, self.killed = 1, asyncio.Event()
+        self._ended: Any = None
+
+    def watch(self, ended: Any) -> None:
+        self._ended = ended
+
+    def kill(self) -> None:
+        self.killed.set()
+        self._ended("was killed")
+
+
+class Launchers:
+    """Starts programs that greet, and get ready when *ready* is set; what they are asked is in `heard`."""
+
+    beside = True
+
+    def __init__(self, *, unable: tuple[str, ...] = ()) -> None:
+        self.unable = unable
+        self.ready = asyncio.Event()
+        self.children: dict[str, list[Child]] = {}
+        self.heard: asyncio.Queue[Any] = asyncio.Queue()
+        self.links: dict[str, channel.AsyncChannel] = {}
+        self.lives: list[asyncio.Future[None]] = []
+
+    def core(self, role: str) -> Any:
+        async def launch(_inherited: Any) -> Any:
+            if role in self.unable:
+                raise HostError(f"no {role} here")
+            ours, theirs = channel.pair()
+            child = Child()
+            self.children.setdefault(role, []).append(child)
+            self.lives.append(asyncio.ensure_future(self._live(role, channel.AsyncChannel(theirs, ipc.AgentToChild))))
+            return child, ours
+
+        return launch
+
+    async def _live(self, role: str, link: channel.AsyncChannel) -> None:
+        self.links[role] = link
+        with contextlib.suppress(channel.ChannelClosed):
+            await link.send(ipc.Hello(role=role, pid=1))
+            await link.recv()
+            await self.ready.wait()
+            await link.send(ipc.Ready(facts={}))
+            while True:
+                message = (await link.recv())[0]
+                if not isinstance(message, ipc.Ping):
+                    self.heard.put_nowait(message)
+        link.close()
+
+
+class World:
+    """A device of processes that are none."""
+
+    def __init__(self, **options: Any) -> None:
+        self.launchers = Launchers(**options)
+        self.reported: list[str] = []
+        settings = {"engine.context": 0, "engine.slots": 1}
+        home = SimpleNamespace(path="/", id="h", fleet=None)
+        plan = SimpleNamespace(
+            home=home, settings=settings, unlock={}, models=(), report=self.reported.append, on_trial=False
+        )
+        self.processes = Processes(plan, Clock(), self.launchers, self)  # type: ignore[arg-type]
+        self.core = Core(self.processes, dict, lambda: None)
+        chip: Any = SimpleNamespace(drop_keys=self._nothing)
+        self.duty = Duty(
+            self.processes, self.core, chip, lambda: self.engines, retired=list, serve=self.serve, take=None
+        )
+        self.engines = Engines(self.processes, self.core, self.duty.leases, self._nothing)
+
+    async def _nothing(self, *_: Any, **__: Any) -> None:
+        """Do what a device without a TPM does."""
+
+    async def start_vault(self) -> None:
+        await self.processes.start("vault", {}, {})
+
+    async def serve(self) -> None:
+        """As the agent does, without a gateway."""
+        self.engines.held = False
+        await self.start_vault()
+        self.processes.keep("vault", self.start_vault)
+        self.engines.begin()
+
+    async def heard(self, child: Any, message: Any) -> None:
+        del child
+        await self.core.vault_said(message)
+
+    async def lost(self, child: Any, died: ChildDied) -> None:
+        del child
+        await self.core.vault_said(died)
+
+
+def scene(scenario: Any, **options: Any) -> None:
+    async def main() -> None:
+        world = World(**options)
+        try:
+            async with asyncio.timeout(60):
+                await scenario(world)
+        finally:
+            world.processes.stopping.set()
+            await world.processes.cancel_tasks()
+            for child in world.processes.children.values():
+                child.link.close()
+            await asyncio.gather(*world.launchers.lives)
+
+    asyncio.run(main())
+
+
+async def happens(what: Any) -> None:
+    while not what():  # noqa: ASYNC110 - of things that tell nobody
+        await asyncio.sleep(0.01)
+
+
+def test_a_quarantine_that_comes_while_the_vault_starts_ends_that_start() -> None:
+    async def scenario(world: World) -> None:
+        starting = asyncio.ensure_future(world.duty.begin())
+        await happens(lambda: "vault" in world.launchers.children)
+        await world.duty.hold()
+        await starting
+        world.launchers.ready.set()
+        assert world.engines.held
+        assert world.processes.children == {}
+        assert world.launchers.children["vault"][0].killed.is_set(), "a process with the key was left behind"
+        await world.duty.resume()
+        assert not world.engines.held
+        assert "vault" in world.processes.children
+
+    scene(scenario)
+
+
+def test_control_nothing_comes_between_and_the_device_serves() -> None:
+    async def scenario(world: World) -> None:
+        world.launchers.ready.set()
+        await world.duty.begin()
+        assert not world.engines.held
+        assert not world.launchers.children["vault"][0].killed.is_set()
+
+    scene(scenario)
+
+
+def test_a_late_answer_of_the_vault_is_not_the_answer_to_the_next_question() -> None:
+    async def scenario(world: World) -> None:
+        world.launchers.ready.set()
+        await world.duty.begin()
+        with pytest.raises(ChildDied, match="did not answer"):
+            await world.core.ask_vault(ipc.ListContainers(1), (), 0.01)
+        second = asyncio.ensure_future(world.core.ask_vault(ipc.ListContainers(2), (), 60))
+        for _ in range(2):
+            await world.launchers.heard.get()
+        for number in (1, 2):
+            await world.launchers.links["vault"].send(ipc.Containers(number, ()))
+        assert (await second).id == 2
+
+    scene(scenario)
+
+
+def test_a_link_that_cannot_be_started_is_tried_again_and_takes_nothing_down() -> None:
+    async def scenario(world: World) -> None:
+        world.duty.respondent = SimpleNamespace(link_settings=dict)  # type: ignore[assignment]
+        keeping = world.processes.spawn(world.duty._keep_link())
+        await happens(lambda: world.reported)
+        assert not keeping.done()
+        assert world.processes.fatal is None
+
+    scene(scenario, unable=("link",))
+
+
+@pytest.mark.parametrize(("role", "taken"), [("gateway", False), ("engine", False), ("link", False), ("vault", True)])
+def test_nobody_but_the_vault_answers_for_the_vault(tmp_path: Path, role: str, taken: bool) -> None:
+    unused: Any = None
+    plan = DevicePlan(
+        home=Home(tmp_path),
+        settings=config.load({}, {}),
+        models=(),
+        listen=unused,
+        metrics=unused,
+        owner_public="",
+        unlock={},
+        tls={},
+        notes={},
+        announce=unused,
+    )
+
+    async def main() -> bool:
+        agent = Agent(plan, Clock())
+        answer = asyncio.get_running_loop().create_future()
+        agent._core._vault_asked.append(answer)
+        await agent.heard(SimpleNamespace(role=role), ipc.Loaded("m", "sha256:" + "0" * 64, 1, 0.1, 1))  # type: ignore[arg-type]
+        return answer.done()
+
+    assert asyncio.run(main()) is taken
