@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from casemate.device.update.state_file import StateFile
+from casemate.formats import evidence
 from support import mirror, updates
 from support.device import Device, running
 from support.streaming import Streamer, streaming
+from support.swtpm import needs_swtpm, software_tpm
 from support.updates import Follower, ReleaseHost
 
 pytestmark = pytest.mark.timeout(600)
@@ -133,6 +136,37 @@ def test_killed_while_fetching_and_while_on_trial_it_goes_on(host, server, devic
             process.kill()
         assert device.update("apply")["state"] == "GOOD"
         assert up.refresh()["models"][0]["container"] == "saffron.g2"
+
+
+@pytest.mark.long
+@needs_swtpm
+def test_what_a_running_device_switches_to_and_goes_back_to_is_measured_by_its_tpm(host, device, tmp_path):
+    """A fleet holds a device's word against the generation that its TPM proves: also without a restart in between."""
+
+    def measured() -> str:
+        log = evidence.parse_log((device.home / "attester" / "events.json").read_bytes())
+        return evidence.served(evidence.replay(log)[0])
+
+    def said(up: Device, kind: str) -> str:
+        return json.dumps(up.events(kind)[-1])
+
+    host.offer(V1)
+    device.update("apply")
+    with (
+        software_tpm(tmp_path / "tpm") as chip,
+        running(device.home, environ={"CASEMATE_KEYSTORE_TPM": chip.tcti}) as up,
+    ):
+        wait_for(device, "GOOD")
+        first = measured()
+        assert first in said(up, "update_good")
+        host.offer(V2)
+        assert device.update("apply")["state"] == "GOOD"
+        second = measured()
+        assert second != first
+        assert second in said(up, "update_good")
+        host.offer(V3)
+        device.update("apply", exit_code=1)
+        assert measured() == second, "it went back, and proves what it left"
 
 
 @pytest.mark.long
