@@ -141,6 +141,8 @@ def _sample(at, devices, chance):
         "integrity_failures": 0,
         "temperature_max": round(58 + 9 * math.sin((hour - 9) / 12 * math.pi) + chance.uniform(-0.6, 0.6), 1),
         "load_max": round(chance.uniform(0.4, 2.5), 2),
+        "first_token_median": 212.0 + 4 * (at // 86400 % 2),
+        "first_token_p95": 388.0 + 30 * (at // 86400 % 2),
     }
 
 

@@ -482,7 +482,8 @@ def test_the_devices_that_run_an_engine_are_one_search_away(site, ada, seeded):
 
 def test_the_health_of_the_fleet_is_drawn_and_told(site, ada, seeded):
     ada.get(f"{site.origin}/health")
-    until(ada, lambda: len(ada.find_elements(By.CSS_SELECTOR, ".plot canvas")) == 4)
+    until(ada, lambda: len(ada.find_elements(By.CSS_SELECTOR, ".plot canvas")) == 5)
+    assert "212\u202fms" in words(ada) or "216\u202fms" in words(ada), "how fast it answers, in numbers too"
     blank = (
         "const c = arguments[0]; return !c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)"
     )
@@ -490,7 +491,7 @@ def test_the_health_of_the_fleet_is_drawn_and_told(site, ada, seeded):
     told = json.loads(ada.find_element(By.CSS_SELECTOR, "figure").get_attribute("data-chart"))
     assert len(told["times"]) == 288
     assert 10 <= told["values"][1].count(None) <= 14, "an hour without a server is a gap"
-    assert len(ada.find_elements(By.CSS_SELECTOR, "tbody tr")) in range(22, 26)
+    assert len(ada.find_elements(By.CSS_SELECTOR, ".scroll tbody tr")) in range(22, 26)
     ada.find_element(By.LINK_TEXT, "A week").click()
     until(ada, lambda: "span=week" in ada.current_url and ada.find_elements(By.CSS_SELECTOR, ".plot canvas"))
 

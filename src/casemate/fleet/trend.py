@@ -2,6 +2,9 @@
 
 What is counted at a moment (how many are online) is the newest look of its five minutes; what happens (a key refused)
 is a sum over them. A row that is missing means that no server ran: charts show a gap, never a line across it.
+
+How fast devices answer is what each measured with prompts of its release's own health gate when it took what it runs.
+How long people waited is not in it: a number that is there only when somebody asked tells when they did.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from casemate.fleet import alerts
 from casemate.fleet.context import Fleet
 from casemate.fleet.seen import BUCKET
 from casemate.fleet.states import State
-from casemate.fleet.store import tables
+from casemate.fleet.store import rollout_tables, tables
 
 SAMPLE_SECONDS: Final = 60.0
 KEPT: Final = 400 * 86400.0
@@ -39,6 +42,9 @@ LEVELS: Final = ("enrolled", "online", "attested", "degraded", "quarantined", "a
 EVENTS: Final = ("keys_granted", "keys_refused", "integrity_failures")
 """What is summed over the step."""
 _HIGHEST: Final = ("temperature_max", "load_max")
+SPEED: Final = ("first_token_median", "first_token_p95")
+"""Milliseconds to the first token: of half of the devices at most, of 19 in 20 at most. Over a step the first is
+averaged and the second the highest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ async def sample(fleet: Fleet) -> None:
     now = fleet.clock.wall()
     bucket = int(now) // BUCKET * BUCKET
     async with fleet.store.write() as connection:
-        levels = await _levels(connection, now, fleet.device_count)
+        levels = {**await _levels(connection, now, fleet.device_count), **await _speed(connection)}
         for each in range(bucket - LATE * BUCKET, bucket + 1, BUCKET):
             values = await _sums(connection, each)
             if each == bucket:
@@ -85,6 +91,8 @@ async def over(connection: AsyncConnection, span: str, now: float) -> Trend:
         *(sa.func.avg(_sample[name]).label(name) for name in LEVELS),
         *(sa.func.sum(_sample[name]).label(name) for name in EVENTS),
         *(sa.func.max(_sample[name]).label(name) for name in _HIGHEST),
+        sa.func.avg(_sample.first_token_median).label("first_token_median"),
+        sa.func.max(_sample.first_token_p95).label("first_token_p95"),
         sa.func.min(_sample.online).label("online_min"),
     ]
     query = sa.select(start, *columns).where(_sample.bucket >= begin, _sample.bucket < end).group_by(start)
@@ -110,6 +118,20 @@ async def _levels(connection: AsyncConnection, now: float, count: int) -> dict[s
         sa.select(sa.func.count()).where(tables.alert.c.closed.is_(None)).scalar_subquery().label("alerts"),
     ).select_from(sa.join(tables.device, tables.device_seen, _device.id == _seen.device_id, isouter=True))
     return dict((await connection.execute(query)).mappings().one())
+
+
+async def _speed(connection: AsyncConnection) -> dict[str, float | None]:
+    """Return `SPEED` as of now: the nearest ranks among devices whose newest word measured it."""
+    word = rollout_tables.device_generation.c
+    measured = sa.and_(_device.state == State.ENROLLED, word.outcome == "good", word.first_token_ms.is_not(None))
+    both = sa.join(rollout_tables.device_generation, tables.device, word.device_id == _device.id)
+    count = (await connection.execute(sa.select(sa.func.count()).select_from(both).where(measured))).scalar_one()
+    if not count:
+        return dict.fromkeys(SPEED)
+    ranked = sa.select(word.first_token_ms).select_from(both).where(measured).order_by(word.first_token_ms).limit(1)
+    ranks = (-(-count // 2), -(-count * 19 // 20))
+    found = [(await connection.execute(ranked.offset(rank - 1))).scalar_one() for rank in ranks]
+    return dict(zip(SPEED, found, strict=True))
 
 
 async def _sums(connection: AsyncConnection, bucket: int) -> dict[str, Any]:
@@ -141,5 +163,5 @@ def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
 def _shown(row: sa.RowMapping) -> dict[str, Any]:
     levels = {name: round(float(row[name]), 1) for name in LEVELS}
     events = {name: int(row[name]) for name in (*EVENTS, "online_min")}
-    highest = {name: None if row[name] is None else round(float(row[name]), 1) for name in _HIGHEST}
+    highest = {name: None if row[name] is None else round(float(row[name]), 1) for name in (*_HIGHEST, *SPEED)}
     return {"time": int(row["start"]), **levels, **events, **highest}

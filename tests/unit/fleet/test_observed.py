@@ -21,7 +21,7 @@ from casemate.fleet.listing import Filter
 from casemate.fleet.packages import Wanted
 from casemate.fleet.seen import BUCKET
 from casemate.fleet.states import State
-from casemate.fleet.store import schema, tables
+from casemate.fleet.store import rollout_tables, schema, tables
 from casemate.formats.fleet_api import CheckIn, Health, Inventory, Item
 from support import databases
 
@@ -204,3 +204,42 @@ def test_news_that_comes_late_is_counted_where_it_belongs(tmp_path):
             assert [step["integrity_failures"] for step in steps] == [1, 0]
 
     asyncio.run(work())
+
+
+def test_the_first_token_is_ranked_over_devices_that_measured_it(tmp_path, kind):
+    """Against sorting them here: those that are out, failed, or measured nothing are not of them."""
+    chance = random.Random(7)
+
+    async def work():
+        async with opened(tmp_path / "speed", kind) as fleet:
+            await trend.sample(fleet)
+            async with fleet.store.read() as connection:
+                (step,) = (await trend.over(connection, "6h", fleet.clock.now)).steps
+                assert step["first_token_median"] is None, "nobody measured it"
+            good = [round(chance.uniform(50, 900), 1) for _ in range(41)]
+            words = [("good", value, State.ENROLLED) for value in good]
+            words += [("failed", 9000.0, State.ENROLLED), ("good", None, State.ENROLLED), ("good", 1.0, State.REVOKED)]
+            for number, (outcome, value, state) in enumerate(words):
+                device = await add(fleet, f"till-{number}", state)
+                row = {"device_id": device, "content": "c" * 64, "outcome": outcome, "first_token_ms": value}
+                async with fleet.store.write() as connection:
+                    insert = sa.insert(rollout_tables.device_generation)
+                    await connection.execute(insert.values(**row, envelope=b"", changed=NOON))
+            await trend.sample(fleet)
+            fleet.clock.now += BUCKET
+            async with fleet.store.write() as connection:  # the fleet is slower five minutes later
+                column = rollout_tables.device_generation.c.first_token_ms
+                await connection.execute(
+                    sa.update(rollout_tables.device_generation).values(first_token_ms=column + 100)
+                )
+            await trend.sample(fleet)
+            async with fleet.store.read() as connection:
+                steps = (await trend.over(connection, "6h", fleet.clock.now)).steps
+                (week,) = (await trend.over(connection, "week", fleet.clock.now)).steps
+            return sorted(good), steps, week
+
+    good, steps, week = asyncio.run(work())
+    assert [step["first_token_median"] for step in steps] == [good[20], round(good[20] + 100, 1)]
+    assert [step["first_token_p95"] for step in steps] == [good[38], round(good[38] + 100, 1)]  # 39 of 41 are 19 in 20
+    assert week["first_token_median"] == pytest.approx(good[20] + 50, abs=0.11)
+    assert week["first_token_p95"] == round(good[38] + 100, 1), "the highest of a step, not their middle"

@@ -54,7 +54,10 @@ async def show_package(
 async def fleet_health(
     request: Request, who: Known, span: Literal["6h", "day", "week", "month"] = "day"
 ) -> shapes.Trend:
-    """Show how the whole fleet was, step by step, oldest first; a step without a sample is missing."""
+    """Show how the whole fleet was, step by step, oldest first; a step without a sample is missing.
+
+    `first_token_median` and `first_token_p95` (ms, over devices) are what health gates measured; null: none did.
+    """
     who.require(Permission.READ)
     fleet: Fleet = request.app.state.fleet
     async with fleet.store.read() as connection:

@@ -304,6 +304,8 @@ fleet_sample = _table(  # how the whole fleet was, five minutes by five minutes:
     Column("integrity_failures", BigInteger, nullable=False),
     Column("temperature_max", Float),  # no device has a thermometer: nothing
     Column("load_max", Float),
+    Column("first_token_median", Float),  # ms, of the devices that measured it with what they run: nothing, if none did
+    Column("first_token_p95", Float),
 )
 
 journal_checkpoint = _table(

@@ -17,6 +17,8 @@ from casemate.fleet.web.visit import Visit
 SPANS: Final = {"6h": "6 hours", "day": "A day", "week": "A week", "month": "A month"}
 _ROWS: Final = 24
 """About how many rows a table has, whatever the span."""
+_FEW_ROWS: Final = 6
+"""The same of one that stands beside its chart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +76,17 @@ CHARTS: Final = (
         whole=False,
     ),
 )
+SPEED: Final = Chart(
+    "speed",
+    "First token",
+    (
+        Line("first_token_median", "half of the devices, at most", "accent"),
+        Line("first_token_p95", "19 of 20, at most", "quiet"),
+    ),
+    unit="\u202fms",
+    whole=False,
+)
+"""Drawn when a device measured it: only those do that take what rollouts give them."""
 
 
 async def show(visit: Visit) -> Response:
@@ -81,6 +94,7 @@ async def show(visit: Visit) -> Response:
     span = visit.field("span", 8) or "day"
     async with visit.site.fleet.store.read() as connection:
         found = await trend.over(connection, span, visit.now)
+    is_timed = any(step["first_token_median"] is not None for step in found.steps)
     return visit.page(
         "health.html",
         navigation=await navigation(visit),
@@ -90,8 +104,9 @@ async def show(visit: Visit) -> Response:
         latest=found.steps[-1] if found.steps else None,
         totals={name: sum(step[name] for step in found.steps) for name in ("keys_refused", "integrity_failures")},
         lowest=min(found.steps, key=lambda step: step["online_min"]) if found.steps else None,
-        charts=[(chart, points(found, chart)) for chart in CHARTS],
-        rows=rows(found),
+        charts=[(chart, points(found, chart)) for chart in (*CHARTS, *([SPEED] if is_timed else ()))],
+        rows=rows(found, _ROWS),
+        speeds=rows(found, _FEW_ROWS) if is_timed else [],
     )
 
 
@@ -105,9 +120,9 @@ def points(found: Trend, chart: Chart) -> str:
     return msgspec.json.encode(drawn).decode()
 
 
-def rows(found: Trend) -> list[dict[str, Any]]:
-    """Return the steps in about `_ROWS` rows, newest first."""
-    per_row = max(1, (found.end - found.begin) // found.seconds // _ROWS) * found.seconds
+def rows(found: Trend, count: int) -> list[dict[str, Any]]:
+    """Return the steps in about *count* rows, newest first."""
+    per_row = max(1, (found.end - found.begin) // found.seconds // count) * found.seconds
     return [{"time": time, **merged} for time, merged in sorted(_grouped(found, per_row).items(), reverse=True)]
 
 
@@ -120,10 +135,15 @@ def _grouped(found: Trend, seconds: int) -> dict[int, dict[str, Any]]:
 
 
 def _merged(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    temperatures = [step["temperature_max"] for step in steps if step["temperature_max"] is not None]
+    known = {
+        name: [step[name] for step in steps if step[name] is not None] for name in ("temperature_max", *trend.SPEED)
+    }
+    medians = known["first_token_median"]
     return {
         **{name: round(sum(step[name] for step in steps) / len(steps), 1) for name in trend.LEVELS},
         **{name: sum(step[name] for step in steps) for name in trend.EVENTS},
         "online_min": min(step["online_min"] for step in steps),
-        "temperature_max": max(temperatures, default=None),
+        "temperature_max": max(known["temperature_max"], default=None),
+        "first_token_median": round(sum(medians) / len(medians), 1) if medians else None,
+        "first_token_p95": max(known["first_token_p95"], default=None),
     }
