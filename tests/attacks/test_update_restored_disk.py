@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 
+import msgspec
 import pytest
 
 from casemate import config, keystores
@@ -62,7 +63,6 @@ def test_an_older_disk_is_refused_by_the_counter_and_believed_without_one(home, 
     shutil.rmtree(home.update)
     shutil.copytree(tmp_path / "backup", home.update)
     assert FileFloorStore(home.update).read().security == {}  # the control: whole, and its MAC holds
-    counted.hold(home.update, "")
     assert refused(home, chip.tcti) == "floors-old"
     monkeypatch.setenv("CASEMATE_KEYSTORE_TPM", chip.tcti)
     with pytest.raises(UntrustedDataError, match="the TPM knows of updates"):
@@ -91,6 +91,36 @@ def test_deleting_the_counter_does_not_help(home, chip):
     with tss.open_tpm(chip.tcti) as opened:
         opened.define_counter(counted.COUNTER)
     assert refused(home, chip.tcti) == "floors-old"
+
+
+def test_taking_the_setting_out_does_not_make_the_floors_a_files_word_again(home, chip, tmp_path, monkeypatch):
+    counted.hold(home.update, "")  # the control: what no TPM ever counted is believed as it stands
+    counted.hold(home.update, chip.tcti)
+    shutil.copytree(home.update, tmp_path / "backup")
+    commit(home, chip)
+    assert refused(home, "") == "floors-uncounted"
+    shutil.rmtree(home.update)
+    shutil.copytree(tmp_path / "backup", home.update)
+    assert refused(home, "") == "floors-uncounted"
+    monkeypatch.delenv("CASEMATE_KEYSTORE_TPM", raising=False)
+    with pytest.raises(UntrustedDataError, match="the settings name none") as caught:
+        generation.boot(home, config.load())
+    assert "keystore.tpm" in caught.value.hint
+    floors = FileFloorStore(home.update)
+    known = floors.read()
+    floors.path.write_bytes(floors.path.read_bytes().replace(b'"base":', b'"abse":'))
+    assert refused(home, "") in {"floors-form", "floors-mac"}
+    floors.begin(msgspec.structs.replace(known, base=None, commits=0))  # who has the floors' key and the settings...
+    counted.hold(home.update, "")  # ...has a device of before the TPM: what the documents say is left
+    assert refused(home, chip.tcti) == "floors-old"  # and nothing where the TPM is asked
+
+
+def test_who_says_so_begins_anew_without_the_tpm(home, chip):
+    counted.hold(home.update, chip.tcti)
+    FileFloorStore(home.update).begin(Floors(trust="b" * 64))  # `update trust --forget-floors`
+    counted.begin_anew(home.update, "")
+    counted.hold(home.update, "")
+    assert FileFloorStore(home.update).kind == SOFTWARE
 
 
 def test_a_tpm_that_is_named_and_does_not_answer_stops_the_start(home, chip, monkeypatch):

@@ -3,6 +3,7 @@
     commit      floors written, then the counter raised to what they say (by the attester, while the device runs)
     start       counter above what they say: an older state was put back, refused;  below: caught up, a cut came between
     first use   no base yet and no counter in the TPM: the counter is made and becomes the base
+    no TPM      refused when the floors have a base: the setting was taken out, or the TPM
 
 A TPM keeps one such counter. Whoever deletes it and makes it again finds it higher than any it ever had, so that blocks
 and never rewinds. Only commits count: NV memory wears.
@@ -23,10 +24,8 @@ from casemate.keystores import tss
 COUNTER: Final = tss.COUNTER + 1
 MOST_AHEAD: Final = 16
 """Commits that a TPM can be behind: each start catches up."""
-_WAY_OUT: Final = (
-    "an older state was put back: find out who; then give first trust again with "
-    "`casemate update trust ROOT.json --url U --forget-floors`"
-)
+_ANEW: Final = "give first trust again with `casemate update trust ROOT.json --url U --forget-floors`"
+_WAY_OUT: Final = f"an older state was put back: find out who; then {_ANEW}"
 
 
 def require_held(floors: Floors, shown: int | None) -> int:
@@ -47,15 +46,20 @@ def require_held(floors: Floors, shown: int | None) -> int:
 def hold(directory: Path, tcti: str) -> None:
     """Hold the floors in *directory* against the counter of the TPM at *tcti*: before a start serves any generation.
 
-    Nothing happens on a device without floors, or without a TPM.
+    Nothing happens on a device without floors, or whose floors no TPM ever counted and none is named. That one did is
+    written in the floors, under their MAC: a setting that is taken out does not make them a file's word again.
 
     Raises:
-        UntrustedDataError: `floors-old`, or as `FloorStore.read`.
+        UntrustedDataError: `floors-old`, `floors-uncounted`, or as `FloorStore.read`.
         HostError: no TPM answers.
 
     """
     floors = FileFloorStore(directory)
-    if not tcti or not floors.exists:
+    if not floors.exists:
+        return
+    if not tcti:
+        with rights_of_owner(directory):
+            _require_never_counted(floors.read())
         return
     with _needed(tcti) as chip:
         shown = _shown(chip)
@@ -68,6 +72,15 @@ def hold(directory: Path, tcti: str) -> None:
                 floors.rebase(base)
             return
         reach(chip, (shown or 0) + require_held(known, shown))
+
+
+def _require_never_counted(floors: Floors) -> None:
+    if floors.counter is not None:
+        raise UntrustedDataError(
+            "a TPM counts this device's updates, and the settings name none",
+            check="floors-uncounted",
+            hint=f"set keystore.tpm as it was; if that TPM is gone for good: {_ANEW}",
+        )
 
 
 def begin_anew(directory: Path, tcti: str) -> None:
