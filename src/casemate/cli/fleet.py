@@ -117,6 +117,12 @@ def command() -> None:
     metavar="N",
     help="Days to keep old results of attestation, 30 at first; remembered.",
 )
+@click.option(
+    "--grant-days",
+    type=click.IntRange(30, 3650),
+    metavar="N",
+    help="Days to keep key grants and refusals, 365 at first; the audit log keeps them; remembered.",
+)
 @click.option("--tls-cert", type=click.Path(path_type=Path, exists=True), metavar="F", help="People's own chain, PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path, exists=True), metavar="F", help="Its private key, PEM.")
 @json_option
@@ -124,6 +130,7 @@ def serve(
     *,
     directory: Path | None,
     evidence_days: int | None,
+    grant_days: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     as_json: bool,
@@ -153,6 +160,7 @@ def serve(
         enrol_url=given["enrol_url"],
         people_url=given["people_url"],
         evidence_days=evidence_days,
+        grant_days=grant_days,
         names=names,
         tls=(tls_cert, tls_key) if tls_cert and tls_key else None,
     )

@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """nats://...: where check-ins are buffered and servers tell each other of changes; empty: nowhere."""
     evidence_days: Annotated[int, msgspec.Meta(ge=1)] = 30
     """How long old results of attestation are kept."""
+    grant_days: Annotated[int, msgspec.Meta(ge=30)] = 365
+    """How long the broker's answers are kept, never shorter than the longest lease. The audit log keeps them all."""
     schema: int = SCHEMA
 
 

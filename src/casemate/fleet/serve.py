@@ -53,6 +53,7 @@ class Options:
     enrol_url: str | None = None
     people_url: str | None = None
     evidence_days: int | None = None
+    grant_days: int | None = None
     tls: tuple[Path, Path] | None = None
     """Certificate chain and key for people's browsers (PEM)."""
 
@@ -141,6 +142,7 @@ def _changed(settings: Settings, options: Options) -> Settings:
         "enrol_url": options.enrol_url,
         "people_url": options.people_url,
         "evidence_days": options.evidence_days,
+        "grant_days": options.grant_days,
     }
     return msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value is not None})
 

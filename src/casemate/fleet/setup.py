@@ -87,6 +87,7 @@ async def describe(fleet: Fleet) -> Setup:
             "health of the fleet": trend.KEPT,
             "health of each device": ROLLUPS_KEPT,
             "attestation evidence": fleet.settings.evidence_days * 86400.0,
+            "key grants": fleet.settings.grant_days * 86400.0,
             "device certificates": DEVICE_SECONDS,
             "sessions of people": sessions.LIFETIME,
             "open approvals": approvals.LIFE,

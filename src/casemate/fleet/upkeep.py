@@ -11,7 +11,20 @@ from typing import Final
 import sqlalchemy as sa
 
 from casemate.errors import CasemateError
-from casemate.fleet import alerts, approvals, bulk, changes, commands, ingest, inventory, mail, results, trend, webhook
+from casemate.fleet import (
+    alerts,
+    approvals,
+    bulk,
+    changes,
+    commands,
+    ingest,
+    inventory,
+    keybroker,
+    mail,
+    results,
+    trend,
+    webhook,
+)
 from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
@@ -52,6 +65,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
         await _prune(fleet)
 
     async def forget() -> None:
+        await keybroker.prune(fleet.store, fleet.clock.wall(), fleet.settings.grant_days * 86400.0)
         await results.prune(fleet.store, fleet.clock.wall(), fleet.settings.evidence_days * 86400.0)
 
     rows = [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from casemate.clock import SystemClock
 from casemate.errors import OperationError
-from casemate.fleet import results, serve, upkeep
+from casemate.fleet import keybroker, results, serve, upkeep
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
@@ -96,6 +96,39 @@ def test_what_is_old_goes_and_what_something_stands_on_stays(tmp_path, kind, mon
         return first
 
     assert asyncio.run(work()) == [2, 3, 4, 6, 8, 10, 12, 13, 14]
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+def test_old_grants_go_and_what_they_named_after_them_but_none_that_runs(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(keybroker, "SLICE", 2)
+    rows = [result(1, "d", 400), result(2, "d", 40), result(3, "d", 0)]
+
+    def answer(number, age, ends=None):
+        return {**grant("d", number, granted=ends is not None), "created": NOW - age * DAY, "expires": ends}
+
+    answers = [
+        answer(1, 400, NOW - 399 * DAY),  # goes, and result 1 with it
+        answer(None, 380),  # goes: an old refusal
+        answer(2, 370, NOW + 1),  # stays: its lease runs
+        answer(2, 364, NOW - DAY),  # stays: young
+        answer(None, 1),
+    ]
+
+    async def work():
+        store = Store(databases.new(kind, tmp_path))
+        await schema.upgrade(store)
+        await filled(store, rows, answers)
+        assert await results.prune(store, NOW, KEPT) == 0  # the control: a grant holds its result
+        gone = [await keybroker.prune(store, NOW, 365 * DAY) for _ in range(2)]
+        async with store.read() as connection:
+            ages = (await connection.execute(sa.select(tables.key_grant.c.created))).scalars()
+            kept = sorted(round((NOW - created) / DAY) for created in ages)
+        await results.prune(store, NOW, KEPT)
+        found = await left(store)
+        await store.close()
+        return gone, kept, found
+
+    assert asyncio.run(work()) == ([2, 0], [1, 364, 370], [2, 3])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
