@@ -212,6 +212,31 @@ def test_without_a_policy_for_its_group_a_device_is_not_affirmed_and_gets_no_key
     assert "not affirming" in last_grant(server)["reason"]
 
 
+def test_a_model_that_was_listed_before_it_is_served_is_no_warning(server, device, tmp_path):
+    name, digest = f"model-{next(_names)}", "5" * 64
+    assert server.cli("model", "gate", name)["policies_without"]
+    serving = (*STACK, event("model", name, digest=digest))
+    assert device.boot(serving).attest()["status"] == "warning"  # the control
+    device.boot().attest()
+    proposal, signed = tmp_path / "proposal.json", tmp_path / "signed"
+    server.cli("policy", "learn", device.asset, "--model", name, expect=5)  # nobody said which file that is
+    items = [{"kind": "model", "name": name, "version": name, "digest": digest}]
+    assert device.ask("POST", "/device/v1/inventory", {"items": items}).status in {200, 204}
+    learned = [
+        server.cli("policy", "learn", device.asset, "--model", each) for each in (name, f"{name}=sha256:{digest}")
+    ]
+    assert learned[0]["policy"]["events"] == learned[1]["policy"]["events"]
+    server.cli("policy", "learn", device.asset, "--model", f"{name}=sha256:12", expect=2)
+    server.cli("policy", "learn", device.asset, "--model", name, "--out", str(proposal))
+    offline("policy", "sign", proposal, "--key-file", server.directory.parent / "author", "--out", signed)
+    server.cli("policy", "add", str(signed))
+    assert device.boot(serving).attest()["status"] == "affirming"
+    other = (*STACK, event("model", name, digest="6" * 64))
+    assert device.boot(other).attest()["status"] == "contraindicated", "the name with another file"
+    group = server.device(device.asset)["group"]
+    assert group not in server.cli("model", "gate", name)["policies_without"]
+
+
 def test_an_older_policy_does_not_come_back(server, device):
     signed = device.identity.parent.parent / "signed"
     server.cli("policy", "add", str(signed), expect=10)

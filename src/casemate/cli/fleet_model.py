@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from casemate.cli.fleet import dir_option, on_console
-from casemate.cli.output import emit, json_option, table
+from casemate.cli.output import emit, json_option, say, table
 
 
 @click.group()
@@ -32,12 +32,17 @@ def gate(
     """Make the key of MODEL, or change what it asks for."""
     import datetime as dt
 
-    from casemate.fleet import keybroker
+    from casemate.fleet import keybroker, policies
 
     ends = licence_until.replace(tzinfo=dt.UTC).timestamp() if licence_until else None
     asked = keybroker.Gate(min_assurance, round(lease_hours * 3600), ends)
     key = on_console(directory, lambda console: keybroker.gate_model(console.fleet, model, asked, console.actor))
-    result = {"model": model, "key": key, "min_assurance": min_assurance, "lease_s": asked.lease_s}
+    lacking = on_console(directory, lambda console: policies.without_model(console.fleet, model))
+    if lacking:
+        say(f"not yet in the reference policy of: {', '.join(lacking)}; a device that serves it would be warned of")
+        say(f"before that: `casemate fleet policy learn DEVICE --model {model}=sha256:DIGEST`, then sign and add it")
+    result: dict[str, Any] = {"model": model, "key": key, "min_assurance": min_assurance, "lease_s": asked.lease_s}
+    result["policies_without"] = lacking
     emit(result, as_json=as_json, text=f"{model} asks for {min_assurance}; its key is {key}")
 
 

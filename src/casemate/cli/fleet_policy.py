@@ -59,17 +59,30 @@ def trust(*, public: str, directory: Path | None, as_json: bool) -> None:
 @command.command()
 @click.argument("device")
 @click.option("--group", default="", metavar="G", help="The group the policy is for.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME[=DIGEST]",
+    help="List this model, too, before it is served; without DIGEST the one that DEVICE says it has.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="F", help="Write the proposal here.")
 @dir_option
 @json_option
-def learn(*, device: str, group: str, out: Path | None, directory: Path | None, as_json: bool) -> None:
-    """Propose a policy from what DEVICE (known to be good) proved last. Read it, then sign it."""
+def learn(
+    *, device: str, group: str, models: tuple[str, ...], out: Path | None, directory: Path | None, as_json: bool
+) -> None:
+    """Propose a policy from what DEVICE (known to be good) proved last. Read it, then sign it.
+
+    A gated model is measured when it is served. List it here before that (--model, as often as needed, NAME as in
+    `casemate fleet model gate`), or the next result is a warning and its lease is not renewed.
+    """
     import msgspec
 
     from casemate.fleet import attestation
     from casemate.formats import reference_policy
 
-    proposal = on_console(directory, lambda console: attestation.learn_from(console.fleet, device, group))
+    proposal = on_console(directory, lambda console: attestation.learn_from(console.fleet, device, group, models))
     raw = msgspec.json.format(reference_policy.encode(proposal))
     if out:
         out.write_bytes(raw + b"\n")

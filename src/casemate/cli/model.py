@@ -97,6 +97,9 @@ def add(
         as_json=as_json,
         text=f"{style('added', 'good')} {info.name}  {human_bytes(info.bytes)}  {info.digest}",
     )
+    if info.gate:
+        listed = f"`casemate fleet policy learn DEVICE --model {info.name}={info.digest}`"
+        say(f"serving it is measured; its fleet must list it first, or the lease is not renewed: {listed}")
 
 
 @command.command("list")

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from starlette.routing import Route
 
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import NotFoundError, PolicyDeniedError, UntrustedDataError
-from casemate.fleet import devices, learning, policies, verifier
+from casemate.fleet import devices, inventory, learning, policies, verifier
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import DeviceCall, device_route, reply
@@ -115,11 +116,14 @@ async def proven_evidence(connection: AsyncConnection, device: str) -> ProvenEvi
     return verifier.prove(given, nonce=given.nonce, known=known, wanted=frozenset(given.pcrs))
 
 
-async def learn_from(fleet: Fleet, name: str, group: str) -> ReferencePolicy:
+async def learn_from(fleet: Fleet, name: str, group: str, models: Sequence[str] = ()) -> ReferencePolicy:
     """Propose a policy from what the device *name* (an id or asset tag) proved last, one version above the newest.
 
+    *models* are listed before any device served them: NAME, or NAME=DIGEST (`learning.coming`).
+
     Raises:
-        NotFoundError: no such device, or it has shown nothing.
+        NotFoundError: no such device, it has shown nothing, or has said nothing of such a model.
+        UsageError: a model is not written so.
         UntrustedDataError: `policy-form`: it showed too little.
 
     """
@@ -130,7 +134,9 @@ async def learn_from(fleet: Fleet, name: str, group: str) -> ReferencePolicy:
         proven = await proven_evidence(connection, row.id)
         newest = sa.select(sa.func.max(policy.version)).where(policy.name == group)
         above = (await connection.execute(newest)).scalar() or 0
-    return learning.propose(proven, name=group, version=above + 1, now=fleet.clock.wall())
+        held = await inventory.of(connection, row.id) if models else None
+    listed = [learning.coming(text, held) for text in models]
+    return learning.propose(proven, name=group, version=above + 1, now=fleet.clock.wall(), models=listed)
 
 
 @functools.lru_cache(maxsize=4)

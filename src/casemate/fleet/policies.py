@@ -18,6 +18,7 @@ from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.store import tables
 from casemate.formats import reference_policy
+from casemate.formats.evidence import EventKind
 from casemate.formats.reference_policy import VerifiedPolicy
 
 AUTHOR_FILE: Final = "policy-author.pub"
@@ -97,6 +98,21 @@ async def in_force(fleet: Fleet, connection: AsyncConnection, group: str) -> Ver
     query = sa.select(policy.document).where(policy.name == (group or DEFAULT)).order_by(policy.version.desc()).limit(1)
     row = (await connection.execute(query)).one_or_none()
     return _verified(bytes(row.document), public) if row else None
+
+
+async def without_model(fleet: Fleet, model: str) -> list[str]:
+    """Return the names of the policies in force that list no file for *model*: a device that serves it is warned of.
+
+    Raises:
+        UntrustedDataError: a policy is not what its author signed.
+
+    """
+    names = sa.select(tables.attest_policy.c.name).distinct().order_by(tables.attest_policy.c.name)
+    async with fleet.store.read() as connection:
+        found = [
+            (name, await in_force(fleet, connection, name)) for name in (await connection.execute(names)).scalars()
+        ]
+    return [name for name, policy in found if policy and (EventKind.MODEL, model) not in policy.named]
 
 
 async def list_all(fleet: Fleet) -> list[dict[str, Any]]:
