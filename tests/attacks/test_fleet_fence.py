@@ -104,6 +104,16 @@ def test_the_fleets_host_itself_cannot_open_a_connection_to_the_device(wire):
     assert wire.outside.run(*command, "1", check=False).returncode != 0
 
 
+def test_the_enrolment_listener_of_the_same_machine_stays_open_when_it_is_named(wire):
+    """A device whose certificate ends in quarantine must be able to come back, and to be released."""
+    wire.put_up(Gate(*wire.fleet))
+    assert not wire.connects(wire.same_host)  # the control
+    wire.put_up(Gate(*wire.fleet, wire.same_host[1]))
+    assert wire.connects(wire.fleet)
+    assert wire.connects(wire.same_host)
+    assert not wire.connects(wire.other)
+
+
 def test_datagrams_and_names_do_not_leave(wire):
     family = socket.AF_INET6 if ":" in wire.other[0] else socket.AF_INET
     send = f"import socket;s=socket.socket({int(family)},socket.SOCK_DGRAM);s.sendto(b'x',({wire.other[0]!r},53))"

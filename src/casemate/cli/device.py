@@ -129,6 +129,8 @@ def _render(state: dict[str, Any]) -> str:
         lines.append(f"because    {state['reason']}")
     if state["link"]:
         lines.append(f"contact    {state['link'].get('contact') or 'none yet'}")
+        if state["link"].get("cut_off"):
+            lines.append(f"{style('cut off', 'bad')}    {state['link']['link']}")
     return "\n".join(lines)
 
 

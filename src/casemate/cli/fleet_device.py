@@ -112,7 +112,7 @@ def _single(device: str | None, given: dict[str, Any]) -> str | None:
     return device
 
 
-_order("approve", "Let DEVICE in that asked with a token that needs a yes.")
+_order("approve", "Let DEVICE in that asked with a token that needs a yes, or back in when its certificate has ended.")
 _order("revoke", "Shut DEVICE out: its certificates are void within a second, on open connections too.", many=True)
 _order("quarantine", "Cut DEVICE off from everything but this fleet, and stop its engine.", many=True)
 _order("release", "End the quarantine of DEVICE.", many=True)
@@ -178,7 +178,10 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
 
 def _page(device: dict[str, Any]) -> str:
     moments = ("last_seen", "certificate_expires", "created")
-    plain = {key: value for key, value in device.items() if not isinstance(value, list)}
+    plain = {key: value for key, value in device.items() if not isinstance(value, list) and key != "returns"}
+    if asks := device["returns"]:
+        said = f"approved by {asks['approved_by']}" if asks["approved"] else "`casemate fleet device approve` lets it"
+        plain["asks to come back"] = f"since {moment(asks['asked'])}; {said}"
     shown = {key: moment(value) if key in moments else value for key, value in plain.items()}
     lines = [f"{key.replace('_', ' '):20} {'-' if value in {None, ''} else value}" for key, value in shown.items()]
     history = [f"  {moment(each['time'])}  {each['actor']:12} {each['action']}" for each in reversed(device["history"])]

@@ -141,6 +141,25 @@ class Attestation:
         """
         await self._ask(ipc.DropKeys(self._next(), forever))
 
+    async def come_back(self, message: ipc.AskChip) -> ipc.ChipSaid:
+        """Return what the TPM says to a fleet that this device comes back to."""
+        try:
+            if message.identity:
+                asked = ipc.ProveReturn(self._next(), message.identity, message.encrypted, message.csr)
+                proven = await self._ask(asked)
+                assert isinstance(proven, ipc.ReturnProven)
+                return ipc.ChipSaid(message.id, proof=proven.proof)
+            found = await self._ask(ipc.Introduce(self._next()))
+            assert isinstance(found, ipc.Introduced)
+        except CasemateError as error:
+            return ipc.ChipSaid(message.id, why=error.message)
+        return ipc.ChipSaid(
+            message.id,
+            certificate=found.certificate,
+            endorsement_key=found.endorsement_key,
+            attestation_key=found.attestation_key,
+        )
+
     async def raise_floor(self, number: int) -> None:
         """Have the counter of updates raised to *number*.
 

@@ -102,6 +102,12 @@ class Chip:
         """Return what the fleet's newest judgement came to, as `casemate status` shows it."""
         return self._attestation.result if self._attestation else {}
 
+    async def come_back(self, message: ipc.AskChip) -> ipc.ChipSaid:
+        """Return what the TPM says to a fleet that this device comes back to; that there is none, where none is."""
+        if self._attestation is None:
+            return ipc.ChipSaid(message.id, there=False)
+        return await self._attestation.come_back(message)
+
     # -- keeping: a count of updates, and keys of gated models
 
     async def raise_floor(self, number: int) -> None:

@@ -170,6 +170,10 @@ class Duty:
             if message.attest_wanted:
                 self.show_evidence()
 
+    async def ask_chip(self, message: ipc.AskChip) -> ipc.ChipSaid:
+        """Return what the TPM says to the fleet, which takes this device's certificate no more."""
+        return await self._chip.come_back(message)
+
     def heard_of_use(self, message: ipc.Used) -> None:
         """Take what the gateway counted."""
         if self.respondent:

@@ -14,9 +14,12 @@ import contextlib
 import os
 import queue
 import re
+import ssl
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -30,8 +33,9 @@ from casemate.device.home import write_atomic
 from casemate.device.process import Child, boot
 from casemate.errors import CasemateError, OperationError, UntrustedDataError
 from casemate.formats import director, envelope, fleet_api, ipc
-from casemate.link import enrol, pace
+from casemate.link import comeback, enrol, pace
 from casemate.link.client import FleetClient, Identity, Reply, tls_context
+from casemate.link.comeback import Kind, Outcome
 from casemate.link.sse import EventReader
 
 CHECKIN: Final = "/device/v1/checkin"
@@ -49,6 +53,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _OK: Final = 200
 _NO_CONTENT: Final = 204
 _REFUSED: Final = frozenset({401, 403, 410})
+_BAD_CERTIFICATE: Final = 400
+"""What a proxy in front of a fleet may answer to a certificate that has ended."""
+CHIP_WITHIN: Final = 40.0
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -82,6 +89,9 @@ class Link:
         self.reports: queue.Queue[ipc.Report] = queue.Queue(4)
         self._share = enrol.draw()  # how early this device renews, among its fellows
         self._next_report = 0
+        self._enrol = str(child.settings.get("enrol", ""))
+        self.chip = _Chip(self.tell)
+        self._return_pace = pace.return_pace(enrol.draw)
         self._ended = threading.Event()
         self._reconnect = False
 
@@ -106,6 +116,8 @@ class Link:
             elif isinstance(message, ipc.Report):
                 with contextlib.suppress(queue.Full):
                     self.reports.put_nowait(message)
+            elif isinstance(message, ipc.ChipSaid):
+                self.chip.heard(message)
             elif isinstance(message, ipc.SendAnswer | ipc.SendWord | ipc.Post | ipc.Forget):
                 self._enqueue(Work(message))
 
@@ -134,9 +146,8 @@ class Link:
             try:
                 wait = steps.answered(self._check_in(client))
             except CasemateError as error:
-                wait = steps.failed(error.seconds if isinstance(error, _LaterError) else 0.0)
+                wait = self._failed(error, steps)
                 self._reconnect = True
-                self.tell(ipc.Contact(ok=False, why=error.message, next_s=wait))
             due = self._clock.monotonic() + wait
             if self._reconnect:
                 self._reconnect = False
@@ -148,9 +159,54 @@ class Link:
 
         The last address needs no name server: a device in quarantine reaches none.
         """
-        context = tls_context(self._root.der, self._identity)
+        return self._client(self._place.devices, tls_context(self._root.der, self._identity), failures)
+
+    def _client(self, url: str, context: ssl.SSLContext, failures: int) -> FleetClient:
         address = "" if failures // 2 % 2 else self._address
-        return FleetClient(self._place.devices, context, earliest=lambda: self._signed, address=address)
+        return FleetClient(url, context, earliest=lambda: self._signed, address=address)
+
+    # -- when the fleet does not take our certificate
+
+    def _failed(self, error: CasemateError, steps: pace.Pace) -> float:
+        """Say that a check-in failed, after trying to come back if that may be why; returns the seconds to wait."""
+        later = error.seconds if isinstance(error, _LaterError) else 0.0
+        leaf = client_certificate.from_pem(_read(self._identity.certificate))[0]
+        ended = leaf.not_after < max(self._signed, self._clock.wall())
+        turned_away = isinstance(error, _TurnedAwayError)
+        cut_off = comeback.is_cut_off(error, turned_away=turned_away, failures=steps.failures, ended=ended)
+        if not (cut_off and self._enrol):
+            wait = steps.failed(later)
+            self.tell(ipc.Contact(ok=False, why=error.message, next_s=wait))
+            return wait
+        try:
+            found = self._come_back(leaf, steps.failures)
+        except CasemateError as failed:
+            found = Outcome(Kind.LATER, why=f"{error.message}; {failed.message}", seconds=later)
+        if found.kind is Kind.BACK:
+            return steps.failed()  # a new certificate that is refused, too, must not become a loop
+        wait = self._wait_for(found, steps, later)
+        said: Literal["expired", "waiting", "refused"] = "expired"
+        said = {Kind.WAITING: "waiting", Kind.REFUSED: "refused"}.get(found.kind, said)  # type: ignore[assignment]
+        why = _standing(found, leaf, ended=ended)
+        self.tell(ipc.Contact(ok=False, why=why, next_s=wait, certificate_ends=leaf.not_after, cut_off=said))
+        return wait
+
+    def _come_back(self, leaf: Certificate, failures: int) -> Outcome:
+        client = self._client(self._enrol, tls_context(self._root.der), failures)
+        try:
+            found = comeback.come_back(client, leaf, self._key, self._root, self.chip)
+        finally:
+            client.close()
+        if found.kind is Kind.BACK:
+            write_atomic(self._identity.certificate, client_certificate.to_pem(found.chain))
+        return found
+
+    def _wait_for(self, found: Outcome, steps: pace.Pace, later: float) -> float:
+        if found.kind is Kind.WAITING:
+            return self._return_pace.failed(found.seconds)
+        if found.kind is Kind.REFUSED:
+            return steps.failed(pace.LONGEST)
+        return steps.failed(max(later if found.seconds == 0 else 0.0, found.seconds))
 
     def _check_in(self, client: FleetClient) -> float:
         """Say what the agent reports, hand over what came; returns the seconds until the next time.
@@ -279,6 +335,40 @@ class Link:
                 self._ended.wait(steps.failed())
 
 
+class _Chip:
+    """The TPM, as the link has it: the agent is asked, and asks the attester."""
+
+    def __init__(self, tell: Callable[[ipc.Message], None]) -> None:
+        self._tell = tell
+        self._said: queue.Queue[ipc.ChipSaid] = queue.Queue(4)
+        self._number = 0
+
+    def heard(self, message: ipc.ChipSaid) -> None:
+        with contextlib.suppress(queue.Full):
+            self._said.put_nowait(message)
+
+    def introduce(self) -> comeback.Introduction | None:
+        said = self._ask()
+        if not said.there:
+            return None
+        return comeback.Introduction(said.certificate, said.endorsement_key, said.attestation_key)
+
+    def prove(self, identity: bytes, encrypted: bytes, csr: bytes) -> bytes:
+        return self._ask(identity, encrypted, csr).proof
+
+    def _ask(self, identity: bytes = b"", encrypted: bytes = b"", csr: bytes = b"") -> ipc.ChipSaid:
+        self._number += 1
+        self._tell(ipc.AskChip(self._number, identity, encrypted, csr))
+        try:
+            while (said := self._said.get(timeout=CHIP_WITHIN)).id != self._number:
+                pass
+        except queue.Empty:
+            raise OperationError("the TPM did not answer") from None
+        if said.why:
+            raise OperationError(f"the TPM did not prove who we are: {said.why}")
+        return said
+
+
 class _LaterError(OperationError):
     """The fleet asked us to come later."""
 
@@ -287,9 +377,26 @@ class _LaterError(OperationError):
         self.seconds = seconds
 
 
+class _TurnedAwayError(_LaterError):
+    """The fleet did not take our certificate."""
+
+
+def _standing(found: Outcome, leaf: Certificate, *, ended: bool) -> str:
+    """Return in words where a device stands whose certificate is not taken."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(leaf.not_after))
+    certificate = f"certificate expired on {day}" if ended else f"certificate (until {day}) is not taken any more"
+    if found.kind is Kind.WAITING:
+        return f"{certificate}; waiting for approval: `casemate fleet device approve {leaf.device}`"
+    if found.kind is Kind.REFUSED:
+        return f"{certificate}; the fleet refuses this device for good: {found.why}"
+    return f"{certificate}; {found.why}"
+
+
 def _refusal(reply: Reply) -> OperationError:
     if reply.status in _REFUSED:
-        return _LaterError("the fleet does not know this device, or revoked it", pace.LAST_CEILING)
+        return _TurnedAwayError("the fleet does not know this device, or revoked it", pace.LAST_CEILING)
+    if reply.status == _BAD_CERTIFICATE:
+        return _TurnedAwayError("the fleet did not take what this device said, or its certificate", 0.0)
     return _LaterError(f"the fleet answered with status {reply.status}", reply.retry_after)
 
 

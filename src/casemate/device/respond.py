@@ -15,6 +15,7 @@ import hashlib
 import itertools
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -37,6 +38,7 @@ from casemate.formats.tlog import VerifierKey
 _REPORTED: Final = {State.QUARANTINED: "quarantined", State.WIPING: "wiped", State.WIPED: "wiped"}
 _CONFINING: Final = frozenset({Verb.QUARANTINE, Verb.WIPE})
 _GONE_WITHIN: Final = 5.0
+_HTTPS: Final = 443
 
 
 class Supervisor(Protocol):
@@ -80,6 +82,10 @@ class Supervisor(Protocol):
 
     def show_evidence(self) -> None:
         """Prove to the fleet what runs here, where a TPM can."""
+        ...
+
+    async def ask_chip(self, message: ipc.AskChip) -> ipc.ChipSaid:
+        """Return what the TPM says to the fleet; that there is none, where none is."""
         ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> Any:
@@ -141,7 +147,7 @@ class Respondent:
 
     def link_settings(self) -> dict[str, Any]:
         """Return what the link process starts with."""
-        return {"signed": self.orders.signed, "address": self.orders.address}
+        return {"signed": self.orders.signed, "address": self.orders.address, "enrol": self.member.url}
 
     def status(self) -> dict[str, Any]:
         """Return what `casemate status` shows of the fleet."""
@@ -181,6 +187,8 @@ class Respondent:
                 waiting.set_result(message)
         elif isinstance(message, ipc.Forgotten):
             self._gone.set()
+        elif isinstance(message, ipc.AskChip):
+            self._agent.tell_link(await self._agent.ask_chip(message))
         else:
             async with self._turn:
                 await self._in_turn(message)
@@ -216,7 +224,8 @@ class Respondent:
     async def _contacted(self, message: ipc.Contact) -> None:
         now = self._agent.clock.wall()
         if not message.ok:
-            self.contact = {**self.contact, "link": message.why}
+            told = {"certificate_ends": message.certificate_ends} if message.certificate_ends else {}
+            self.contact = {**self.contact, "link": message.why, "cut_off": message.cut_off, **told}
             return
         self.contact = {
             "contact": int(now),
@@ -332,7 +341,8 @@ class Respondent:
         self._facts = {"engines_stopped": True, "keys_dropped": True}
         if self.orders.state is State.WIPING:
             await self._destroy()
-        return await self._fenced(Gate(self.orders.address, self.orders.port))
+        enrol = urlsplit(self.member.url).port or _HTTPS
+        return await self._fenced(Gate(self.orders.address, self.orders.port, enrol))
 
     async def _fenced(self, gate: Gate | None) -> str:
         why = await self._agent.fence(gate)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from casemate.errors import CasemateError, NotFoundError, OperationError, UsageError
-from casemate.fleet import attestation, checkin, est, keybroker, tpm_enrolment, witness
+from casemate.fleet import attestation, checkin, comeback, est, keybroker, tpm_enrolment, witness
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.api.app import api_app
 from casemate.fleet.bounds import BoundedBody
@@ -27,7 +27,7 @@ from casemate.fleet.web import routes as web
 
 def enrolment_app(fleet: Fleet) -> Starlette:
     """Return what anybody can reach: how to become a device."""
-    return _app(fleet, [*est.OPEN_ROUTES, *tpm_enrolment.ROUTES])
+    return _app(fleet, [*est.OPEN_ROUTES, *tpm_enrolment.ROUTES, *comeback.ROUTES])
 
 
 def devices_app(fleet: Fleet, peers: Peers) -> Straight:

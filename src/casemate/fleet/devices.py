@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import ConflictError, NotFoundError, PolicyDeniedError, UsageError
-from casemate.fleet import states
+from casemate.fleet import returns, states
 from casemate.fleet.audit import Act, AuditLog
 from casemate.fleet.changes import note_change
 from casemate.fleet.commands import Commander
@@ -64,6 +64,8 @@ async def apply(
 ) -> State:
     """Move *device* (an id or an asset tag) through *change*; returns its new state.
 
+    An approval of a device that asks to come back changes no state.
+
     Raises:
         NotFoundError: no such device.
         ConflictError: it changed since the caller looked.
@@ -76,6 +78,11 @@ async def apply(
         raise ConflictError(
             f"somebody changed this device meanwhile: it is {row.state}", hint="look at it again, then decide"
         )
+    if change.event is Event.APPROVE and row.state in returns.MAY:
+        detail = {"return": True} | ({"reason": change.reason} if change.reason else {})
+        act = Act(change.actor, "device.approve", row.id, row.asset, detail)
+        if await returns.approve(connection, audit, row, act, change.now):
+            return State(row.state)
     new = states.after(State(row.state), change.event)
     verb = _VERBS.get(change.event)
     if verb is not None and commander is None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import UsageError
-from casemate.fleet import devices, packages
+from casemate.fleet import devices, packages, returns
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
 
@@ -114,6 +114,7 @@ async def show(connection: AsyncConnection, name: str, now: float) -> dict[str, 
         "certificates": [dict(each) for each in certificates.mappings()],
         "commands": [dict(each) for each in commands.mappings()],
         "history": [msgspec.json.decode(each.entry) for each in history],
+        "returns": await returns.of(connection, row.id),
     }
 
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from casemate.crypto import authority, endorsement
 from casemate.crypto import tpm as tpm_crypto
 from casemate.errors import NotAuthorisedError, UntrustedDataError
-from casemate.fleet import devices
+from casemate.fleet import devices, returns
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.enrolment import issue, key_digest, open_token, use_token
@@ -59,12 +59,13 @@ async def hello(call: Call) -> Response:
     tpm.check_attestation_key(ak)
     authority.parse_csr(asked.csr)
     secret = os.urandom(_SECRET_BYTES)
+    answer = fleet_api.return_proof(secret, asked.csr) if asked.device else secret
     async with call.fleet.store.write() as connection:
         trusted = await _vouched_for(connection, asked, ek, call.now)
         await _require_way_in(connection, call.fleet, asked, ek)
         await connection.execute(
             sa.insert(tables.attest_nonce).values(
-                digest=hashlib.sha256(secret).hexdigest(),
+                digest=hashlib.sha256(answer).hexdigest(),
                 device_id=_NOBODY,
                 purpose=_PURPOSE,
                 expires=call.now + SECONDS,
@@ -96,6 +97,8 @@ async def complete(call: Call) -> Response:
         device = await _admit(connection, call.fleet, waiting, call.now)
         public = authority.parse_csr(waiting.hello.csr)
         certificate = await issue(connection, call.fleet, device, public, call.now)
+        if waiting.hello.device:
+            await returns.settled(connection, device, authority.facts(certificate).serial)
     call.fleet.directory.forget(device)
     call.fleet.metrics.issued.labels("tpm").inc()
     return reply(TpmWelcome(device, (certificate, call.fleet.authority.issuer.certificate)))
@@ -159,7 +162,12 @@ async def _vouched_for(connection: AsyncConnection, asked: TpmHello, ek: TpmPubl
 
 async def _require_way_in(connection: AsyncConnection, fleet: Fleet, asked: TpmHello, ek: TpmPublic) -> None:
     """Refuse strangers early: a credential costs us an RSA operation and a row."""
-    if await _device_of(connection, ek) or await _listing_of(connection, ek):
+    known = await _device_of(connection, ek)
+    if asked.device:
+        _require_same(known, asked.device)
+        await returns.require_may(connection, asked.device, asked.serial, fleet.clock.wall())
+        return
+    if known or await _listing_of(connection, ek):
         return
     if not asked.token:
         raise NotAuthorisedError(_STRANGER, hint="list its endorsement key, or give the device a one-time token")
@@ -171,6 +179,8 @@ async def _admit(connection: AsyncConnection, fleet: Fleet, waiting: _Waiting, n
     asked = waiting.hello
     ek = tpm.parse_public(asked.ek_public)
     known = await _device_of(connection, ek)
+    if asked.device:
+        _require_same(known, asked.device)
     if known is not None:
         return await _known_device(connection, fleet, known, waiting, now)
     listed, token = await _listing_of(connection, ek), None
@@ -215,9 +225,13 @@ async def _known_device(connection: AsyncConnection, fleet: Fleet, device: str, 
         NotAuthorisedError: it is out.
 
     """
-    row = await devices.find(connection, device, lock=True)
-    if row.state not in {State.ENROLLED, State.QUARANTINED}:
-        raise NotAuthorisedError("this device was revoked")
+    comes_back = bool(waiting.hello.device)
+    if comes_back:
+        row = await returns.require_may(connection, device, waiting.hello.serial, now)
+    else:
+        row = await devices.find(connection, device, lock=True)
+        if row.state not in {State.ENROLLED, State.QUARANTINED}:
+            raise NotAuthorisedError("this device was revoked")
     identity = tables.tpm_identity
     await connection.execute(
         sa.update(identity)
@@ -225,8 +239,14 @@ async def _known_device(connection: AsyncConnection, fleet: Fleet, device: str, 
         .values(ak_public=waiting.hello.ak_public, ek_trusted=waiting.trusted)
     )
     detail = {"by": "tpm", "trusted": waiting.trusted}
-    await fleet.audit.append(connection, Act("device", "device.renew", device, row.asset, detail), now)
+    act = Act("device", "device.return" if comes_back else "device.renew", device, row.asset, detail)
+    await fleet.audit.append(connection, act, now)
     return device
+
+
+def _require_same(known: str | None, device: str) -> None:
+    if known != device:
+        raise NotAuthorisedError("this is not the TPM of that device", hint="it comes back with the TPM it joined with")
 
 
 async def _device_of(connection: AsyncConnection, ek: TpmPublic) -> str | None:

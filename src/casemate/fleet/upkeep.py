@@ -22,6 +22,7 @@ from casemate.fleet import (
     keybroker,
     mail,
     results,
+    returns,
     trend,
     webhook,
 )
@@ -154,6 +155,7 @@ async def _prune(fleet: Fleet) -> None:
     async with fleet.store.write() as connection:
         await connection.execute(sa.delete(nonce).where(nonce.c.expires < now - NONCES_KEPT))
         await connection.execute(sa.delete(session).where(session.c.expires < now))
+        await returns.prune(connection, now)
         await inventory.prune(connection)
         await ingest.prune(connection, now)
         await once.prune(connection, now)

@@ -7,16 +7,20 @@ never from a field.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
 from casemate.errors import UntrustedDataError
 from casemate.formats.decoding import MALFORMED
+from casemate.formats.envelope import DeviceId
 
 MAX_BODY: Final = 1 << 20
 """Bytes of any request body."""
 MAX_PACKAGES: Final = 20_000
+_RETURN_LABEL: Final = b"casemate.return.v1\0"
 
 Short = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 """A name of the device's choosing. No control characters: PostgreSQL stores no NUL, and with it would fail the whole
@@ -163,13 +167,19 @@ class KeyAnswer(_Answer, frozen=True):
 
 
 class TpmHello(_Request, frozen=True):
-    """Step one of joining with a TPM: who it is. *token*: a one-time token, when the fleet does not list this TPM."""
+    """Step one of joining with a TPM: who it is. *token*: a one-time token, when the fleet does not list this TPM.
+
+    *device*: it is this one, and comes back; *serial* is of the certificate that it has. Then nobody new is made, and
+    step two wants `return_proof` in place of the secret.
+    """
 
     ek_public: TpmBytes
     ak_public: TpmBytes
     csr: CertificateBytes
     ek_certificate: CertificateBytes = b""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    device: DeviceId | None = None
+    serial: Short = ""
 
 
 class TpmCredential(_Answer, frozen=True):
@@ -181,7 +191,7 @@ class TpmCredential(_Answer, frozen=True):
 
 
 class TpmProof(_Request, frozen=True):
-    """Step two: the secret of the credential."""
+    """Step two: the secret of the credential; of a device that comes back, `return_proof` of it."""
 
     secret: Nonce
 
@@ -191,6 +201,23 @@ class TpmWelcome(_Answer, frozen=True):
 
     device: Short
     chain: Annotated[tuple[CertificateBytes, ...], msgspec.Meta(max_length=8)]
+
+
+class ReturnAsk(_Request, frozen=True):
+    """A device without a TPM wants to come back: *csr* is signed with the key of its last certificate, *serial*."""
+
+    device: DeviceId
+    serial: Short
+    csr: CertificateBytes
+
+
+def return_proof(secret: bytes, csr: bytes) -> bytes:
+    """Return what proves that a TPM opened the credential holding *secret*, for the request *csr* (DER) alone.
+
+    The process with the TPM gives out this and never the secret: credentials carry keys of gated models, too, and
+    whoever asks it to prove a return must not be able to have those opened.
+    """
+    return hmac.digest(secret, _RETURN_LABEL + hashlib.sha256(csr).digest(), "sha256")
 
 
 Message = TypeVar("Message", bound=msgspec.Struct)

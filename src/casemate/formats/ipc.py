@@ -8,7 +8,7 @@ message on the wrong link does not decode. This module knows the bytes; `device.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -360,6 +360,37 @@ class RaiseFloor(Message, frozen=True, tag="raise_floor"):
     number: int
 
 
+class Introduce(Message, frozen=True, tag="introduce"):
+    """Agent: say which TPM this is, to a fleet that the device comes back to."""
+
+    id: int
+
+
+class ProveReturn(Message, frozen=True, tag="prove_return"):
+    """Agent: open a credential and say its `fleet_api.return_proof` for *csr*. The secret itself is said to nobody."""
+
+    id: int
+    identity: bytes
+    encrypted: bytes
+    csr: bytes
+
+
+class Introduced(Message, frozen=True, tag="introduced"):
+    """Attester: the maker's certificate (DER, or empty), the endorsement key and the attestation key (TPMT_PUBLIC)."""
+
+    id: int
+    certificate: bytes
+    endorsement_key: bytes
+    attestation_key: bytes
+
+
+class ReturnProven(Message, frozen=True, tag="return_proven"):
+    """Attester: the proof."""
+
+    id: int
+    proof: bytes
+
+
 class FloorRaised(Message, frozen=True, tag="floor_raised"):
     """Attester: the counter shows *number*."""
 
@@ -440,6 +471,27 @@ class Forget(Message, frozen=True, tag="forget"):
     """Agent: destroy the device's key and certificate; nothing is sent after that."""
 
 
+class ChipSaid(Message, frozen=True, tag="chip_said"):
+    """Agent: what the TPM says to request *id*. Not *there*: this device has none; *why*: it could not say it."""
+
+    id: int
+    there: bool = True
+    why: str = ""
+    certificate: bytes = b""
+    endorsement_key: bytes = b""
+    attestation_key: bytes = b""
+    proof: bytes = b""
+
+
+class AskChip(Message, frozen=True, tag="ask_chip"):
+    """Link: which TPM is this; or, with a credential of the fleet, prove that it is this one, for the request *csr*."""
+
+    id: int
+    identity: bytes = b""
+    encrypted: bytes = b""
+    csr: bytes = b""
+
+
 class Due(Message, frozen=True, tag="due"):
     """Link: a check-in is due; what shall it say."""
 
@@ -495,6 +547,8 @@ class Contact(Message, frozen=True, tag="contact"):
     certificate_ends: int = 0
     attest_wanted: bool = False
     inventory_wanted: bool = False
+    cut_off: Literal["", "expired", "waiting", "refused"] = ""
+    """The fleet takes this device's certificate no more; *waiting*: for its operator's yes; *refused*: for good."""
 
 
 class Forgotten(Message, frozen=True, tag="forgotten"):
@@ -700,13 +754,13 @@ def descriptors(message: Message) -> int:
     return 1 if isinstance(message, UseKey | Weights | EngineUp | Attach | Transcode) else 0
 
 
-ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys | RaiseFloor
-FromAttester = Measured | Quoted | KeyBegun | KeyHeld | FloorRaised | AttesterRefused
+ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys | RaiseFloor | Introduce | ProveReturn
+FromAttester = Measured | Quoted | KeyBegun | KeyHeld | FloorRaised | Introduced | ReturnProven | AttesterRefused
 ToVault = OpenRelease | OpenPayload | Transcode | ListContainers | RemoveContainer
 FromVault = ReleaseOpened | PayloadOpened | Transcoded | Containers | KeyWrapped | ReleaseRefused
 ToJournalProcess = Attach | ProveLog | KeepWitnessed
-ToLinkProcess = Report | SendAnswer | SendWord | Post | Forget
-FromLinkProcess = Due | Ordered | AnswerSent | Picked | WordSent | Posted | Contact | Forgotten
+ToLinkProcess = Report | SendAnswer | SendWord | Post | Forget | ChipSaid
+FromLinkProcess = Due | AskChip | Ordered | AnswerSent | Picked | WordSent | Posted | Contact | Forgotten
 FromAnyChild = Hello | Ready | Fatal | Pong | LogProven
 AgentToChild = (
     ToJournalProcess

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,16 @@ STREAM_SILENCE: Final = 90.0
 """Seconds without a byte (the server sends a comment now and then) after which a wake stream is taken for dead."""
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
 _PIECE: Final = 4096
+_CERTIFICATE_ALERT: Final = re.compile("ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA)")
+
+
+class HungUpError(OperationError):
+    """The other side ended the connection before it answered; *for_certificate*: and said that ours is why."""
+
+    def __init__(self, message: str, hint: str, *, for_certificate: bool) -> None:
+        """Say what happened."""
+        super().__init__(message, hint=hint)
+        self.for_certificate = for_certificate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,10 +217,14 @@ def _fault(place: str, error: BaseException) -> CasemateError:
             check="server-certificate",
             hint="check the address; if it is right, somebody stands between",
         )
-    return OperationError(
+    said, hint = (
         f"no answer from the fleet at {place}: {type(cause or error).__name__}",
-        hint="check the network and the address",
+        "check the network and the address",
     )
+    if isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError):
+        alert = str(getattr(cause, "reason", None) or "")
+        return HungUpError(said, hint, for_certificate=_CERTIFICATE_ALERT.search(alert) is not None)
+    return OperationError(said, hint=hint)
 
 
 def _seconds(text: str) -> float:

@@ -18,6 +18,9 @@ EVENTS_FIRST: Final = 1.0
 """Seconds; the wake stream comes back faster than check-ins: quarantine and wipe come over it."""
 EVENTS_LAST: Final = 30.0
 
+RETURN_LAST: Final = 60.0
+"""Seconds; somebody may stand beside the device and wait for it."""
+
 
 @dataclasses.dataclass
 class Pace:
@@ -48,6 +51,11 @@ class Pace:
 def events_pace(draw: Callable[[], float]) -> Pace:
     """Return the pace of coming back to the wake stream."""
     return Pace(draw, EVENTS_FIRST, EVENTS_LAST)
+
+
+def return_pace(draw: Callable[[], float]) -> Pace:
+    """Return the pace of asking whether a person said yes to our return."""
+    return Pace(draw, FIRST_CEILING, RETURN_LAST)
 
 
 def should_renew(now: float, not_before: float, not_after: float, share: float) -> bool:

@@ -19,7 +19,7 @@ from casemate.device.channel import ChannelClosed
 from casemate.device.process import Child, boot
 from casemate.device.update import counted
 from casemate.errors import CasemateError, UntrustedDataError
-from casemate.formats import evidence, ipc, lease
+from casemate.formats import evidence, fleet_api, ipc, lease
 from casemate.formats.evidence import Event
 from casemate.keystores import tss
 
@@ -64,6 +64,8 @@ class Attester:
                     wanted = frozenset(request.pcrs)
                     given = self._book.answer(chip, request.nonce, wanted)
                     return ipc.Quoted(request.id, evidence.encode(given))
+                if isinstance(request, ipc.Introduce | ipc.ProveReturn):
+                    return _come_back(chip, request)
                 return self._key(chip, request, fds)
         except CasemateError as error:
             check = error.check if isinstance(error, UntrustedDataError) else ""
@@ -77,6 +79,15 @@ class Attester:
         with leased:
             os.write(fds[0], lease.hand(leased))
         return ipc.KeyHeld(request.id, left)
+
+
+def _come_back(chip: tss.Tpm, request: ipc.Introduce | ipc.ProveReturn) -> ipc.FromAttester:
+    """Say which TPM this is, or prove it. Its secret stays here: the link asks, and carries grants, too."""
+    if isinstance(request, ipc.Introduce):
+        maker, endorsement_key = chip.endorsement()
+        return ipc.Introduced(request.id, maker, endorsement_key, chip.attestation_key())
+    secret = chip.activate(request.identity, request.encrypted)
+    return ipc.ReturnProven(request.id, fleet_api.return_proof(secret, request.csr))
 
 
 def _event(row: dict[str, Any]) -> Event:

@@ -3,7 +3,7 @@
 The table hangs before every other filter (priority -200) and drops by default, so flows that live are cut too, whatever
 other tables accept: a packet must pass them all. It keeps no state: what may pass is decided by address and port alone.
 
-    out    TCP to the fleet's address and port; what IPv6 needs to find a neighbour; loopback
+    out    TCP to the fleet's address and ports; what IPv6 needs to find a neighbour; loopback
     in     TCP from there that does not open a connection; the same; loopback
     through    nothing
 
@@ -29,10 +29,15 @@ _NEIGHBOURS: Final = f"ip6 hoplimit 255 icmpv6 type {{ {_FINDING} }} accept"
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The one place that may still be reached. No address: nothing may."""
+    """The one machine that may still be reached. No address: nothing may.
+
+    *port* is the devices' listener; *enrol* the enrolment listener, where a device whose certificate ended in
+    quarantine gets the next one (0: not to be reached).
+    """
 
     address: Annotated[str, msgspec.Meta(max_length=64)] = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    enrol: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
 
 def parse_gate(data: bytes) -> Gate | None:
@@ -62,8 +67,10 @@ def rules(gate: Gate) -> str:
     if gate.address:
         place = ipaddress.ip_address(gate.address)
         family = "ip6" if place.version == 6 else "ip"  # noqa: PLR2004 - IPv6
-        outward = f"{family} daddr {place} tcp dport {gate.port} accept"
-        inward = f"{family} saddr {place} tcp sport {gate.port} tcp flags & (syn | ack) != syn accept"
+        ports = f"{{ {', '.join(str(port) for port in sorted({gate.port, gate.enrol} - {0}))} }}"
+        ports = str(gate.port) if gate.enrol in {0, gate.port} else ports
+        outward = f"{family} daddr {place} tcp dport {ports} accept"
+        inward = f"{family} saddr {place} tcp sport {ports} tcp flags & (syn | ack) != syn accept"
     return "\n".join(
         [
             f"table inet {TABLE}",

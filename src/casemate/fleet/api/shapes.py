@@ -62,6 +62,8 @@ class DeviceDetail(Device):
     certificates: list[dict[str, Any]]
     commands: list[dict[str, Any]]
     history: list[dict[str, Any]]
+    returns: dict[str, Any] | None = None
+    """Since when it asks to come back, its certificate having ended, and who said yes."""
 
 
 class Order(_Closed):

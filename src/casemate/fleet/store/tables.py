@@ -114,6 +114,15 @@ device_cert = _table(
     Index("ix_device_cert_device", "device_id"),
 )
 
+device_return = _table(  # a device whose certificate has ended and that asks to come back without a TPM
+    "device_return",
+    Column("device_id", _ID, ForeignKey("device.id"), primary_key=True),
+    Column("asked", Float, nullable=False),
+    Column("seen", Float, nullable=False),  # when it asked last
+    Column("approved", Float),
+    Column("approved_by", _NAME),
+)
+
 enrolment_token = _table(
     "enrolment_token",
     Column("id", String(16), primary_key=True),

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import UsageError
-from casemate.fleet import alerts, approvals, devices, listing, mail, packages, results
+from casemate.fleet import alerts, approvals, devices, listing, mail, packages, results, returns
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.devices import Change
@@ -55,6 +55,7 @@ async def overview(visit: Visit) -> Response:
         expiring = (await connection.execute(ending)).scalar_one()
         told = await alerts.open_ones(connection, _FEW)
         pending = await listing.pending(connection, _FEW)
+        returning = await returns.waiting(connection, _FEW)
         asked = await approvals.open_ones(connection, visit.now)
         rollouts = await records.waiting(connection)
     return visit.page(
@@ -66,6 +67,7 @@ async def overview(visit: Visit) -> Response:
         levels=levels,
         alerts=told,
         pending=pending,
+        returning=returning,
         asked=asked,
         rollouts=rollouts,
         total=sum(states.get(state, 0) for state in CARRIES_ASSET),
@@ -129,18 +131,23 @@ async def show(visit: Visit) -> Response:
         grants=grants,
         journal=journal,
         asked=asked,
-        actions=possible(visit, device["state"]),
+        actions=possible(visit, device["state"], asks_back=_waits(device)),
         alone_minutes=int(approvals.ALONE // 60),
     )
 
 
-def possible(visit: Visit, state: str) -> dict[str, bool]:
-    """Return which actions a person sees on a device in *state*."""
+def _waits(device: dict[str, Any]) -> bool:
+    return bool(device["returns"]) and device["returns"]["approved"] is None
+
+
+def possible(visit: Visit, state: str, *, asks_back: bool = False) -> dict[str, bool]:
+    """Return which actions a person sees on a device in *state*; *asks_back*: it asks to come back."""
     role = visit.who.role
     found = {
         event.value: (State(state), event) in TRANSITIONS and roles.allowed(role, permission)
         for event, permission in _NEEDS.items()
     }
+    found["approve"] |= asks_back and roles.allowed(role, Permission.ENROL)
     found["wipe"] = (State(state), Event.WIPE) in TRANSITIONS and roles.allowed(role, Permission.WIPE)
     return found
 

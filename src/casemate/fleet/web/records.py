@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from starlette.responses import RedirectResponse, Response
 
 from casemate.errors import NotFoundError, UsageError
-from casemate.fleet import alerts, enrolment, listing, setup
+from casemate.fleet import alerts, enrolment, listing, returns, setup
 from casemate.fleet.accounts import people, roles
 from casemate.fleet.accounts.roles import Permission, Role
 from casemate.fleet.api import tokens
@@ -35,10 +35,12 @@ async def show_enrolment(visit: Visit) -> Response:
 async def _enrolment(visit: Visit, made: Any) -> Response:
     async with visit.site.fleet.store.read() as connection:
         pending = await listing.pending(connection)
+        returning = await returns.waiting(connection)
     return visit.page(
         "enrolment.html",
         navigation=await navigation(visit),
         pending=pending,
+        returning=returning,
         tokens=await enrolment.list_tokens(visit.site.fleet),
         made=made,
         address=setup.enrol_url(visit.site.fleet),
