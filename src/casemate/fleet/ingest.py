@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from casemate.errors import OperationError
 from casemate.fleet.store import Store, ingest_tables
+from casemate.formats.fleet_api import LARGEST
 from casemate.formats.ingest import Batch, HealthRow, SeenRow
 
 BATCHES_KEPT: Final = 7 * 86400.0
@@ -71,7 +73,12 @@ class DatabaseSink:
                 if self._store.is_postgresql:
                     raw = await connection.get_raw_connection()
                     columns = list(zip(*chunk, strict=True))
-                    await raw.driver_connection.execute(target.postgresql, *columns)  # type: ignore[union-attr]
+                    try:
+                        await raw.driver_connection.execute(target.postgresql, *columns)  # type: ignore[union-attr]
+                    except Exception as error:  # the driver's own, which SQLAlchemy did not see and so not name
+                        raise OperationError(
+                            "the database did not take a batch of check-ins", hint="check that it runs"
+                        ) from error
                 else:
                     await connection.exec_driver_sql(target.sqlite, chunk)
 
@@ -99,11 +106,11 @@ class _Target:
 def _target(table: str, keys: dict[str, str], columns: dict[str, tuple[str, str]], *, newer: str = "") -> _Target:
     """Build the upsert; *columns* maps a name to its PostgreSQL type and how an existing value takes a new one."""
     names = [*keys, *columns]
-    greatest = {"sqlite": "max", "postgresql": "greatest"}
+    functions = {"sqlite": ("max", "min"), "postgresql": ("greatest", "least")}
     texts = {}
-    for dialect, function in greatest.items():
+    for dialect, (greatest, least) in functions.items():
         changes = ", ".join(
-            f"{name} = " + how.format(old=f"{table}.{name}", new=f"excluded.{name}", greatest=function)
+            f"{name} = " + how.format(old=f"{table}.{name}", new=f"excluded.{name}", greatest=greatest, least=least)
             for name, (_, how) in columns.items()
         )
         tail = f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
@@ -121,7 +128,8 @@ def _target(table: str, keys: dict[str, str], columns: dict[str, tuple[str, str]
 
 _SET: Final = "{new}"
 _MAX: Final = "{greatest}({old}, {new})"
-_SUM: Final = "{old} + {new}"
+_SUM: Final = f"{{least}}({{old}} + {{new}}, {LARGEST})"
+"""A device that counts as high as it can is believed so far and no further: a sum beyond a bigint fails every row."""
 _SEEN: Final = _target(
     "device_seen",
     {"device_id": "text"},

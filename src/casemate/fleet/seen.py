@@ -13,7 +13,7 @@ from typing import Any, Final
 from casemate.errors import BusyError
 from casemate.fleet.ingest import Sink
 from casemate.fleet.metrics import Metrics
-from casemate.formats.fleet_api import CheckIn, Health
+from casemate.formats.fleet_api import LARGEST, CheckIn, Health
 
 FLUSH_SECONDS: Final = 0.5
 MAX_WAITING: Final = 200_000
@@ -46,9 +46,9 @@ class _Rollup:
         self.temperature = max(self.temperature, health.temperature_c)
         self.memory = max(self.memory, health.memory_used)
         self.load = max(self.load, health.load)
-        self.requests += health.requests
-        self.refusals += health.refusals
-        self.faults += health.integrity_failures
+        self.requests = _sum(self.requests, health.requests)
+        self.refusals = _sum(self.refusals, health.refusals)
+        self.faults = _sum(self.faults, health.integrity_failures)
 
 
 class WriteBehind:
@@ -132,7 +132,12 @@ def _merged(older: _Rollup, newer: _Rollup) -> _Rollup:
         max(older.temperature, newer.temperature),
         max(older.memory, newer.memory),
         max(older.load, newer.load),
-        older.requests + newer.requests,
-        older.refusals + newer.refusals,
-        older.faults + newer.faults,
+        _sum(older.requests, newer.requests),
+        _sum(older.refusals, newer.refusals),
+        _sum(older.faults, newer.faults),
     )
+
+
+def _sum(one: int, other: int) -> int:
+    """Return a sum that the database holds: one beyond it would fail the whole batch, other devices' words too."""
+    return min(one + other, LARGEST)

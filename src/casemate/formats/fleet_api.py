@@ -26,7 +26,9 @@ Short = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*
 """A name of the device's choosing. No control characters: PostgreSQL stores no NUL, and with it would fail the whole
 batch that it came in, other devices' words too."""
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+LARGEST: Final = 2**53
+"""The largest count anybody may name, and the largest that any sum of them is kept as: a double holds it exactly."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 Blob = Annotated[bytes, msgspec.Meta(max_length=256 * 1024)]
 
 DeviceState = Literal["ok", "degraded", "quarantined", "wiped"]

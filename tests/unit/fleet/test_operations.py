@@ -18,7 +18,7 @@ from casemate.clock import SystemClock
 from casemate.crypto import client_certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import BusyError, PolicyDeniedError, UntrustedDataError, UsageError
-from casemate.fleet import alerts, backup, commands, devices, enrolment, listing, serve, webhook
+from casemate.fleet import alerts, backup, commands, devices, enrolment, listing, serve, trend, webhook
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.console import Console
@@ -30,7 +30,7 @@ from casemate.fleet.shared_settings import WebhookSettings, look_up
 from casemate.fleet.states import Event, State
 from casemate.fleet.store import tables
 from casemate.formats import tlog
-from casemate.formats.fleet_api import CheckIn, Health
+from casemate.formats.fleet_api import LARGEST, CheckIn, Health
 from support import databases
 
 
@@ -128,6 +128,27 @@ def test_a_failed_integrity_check_stays_until_a_person_closes_it(tmp_path, kind)
             await fleet.seen.flush()
             await alerts.sweep(fleet)
             assert await kinds(fleet) == ["integrity"]
+
+    asyncio.run(work())
+
+
+def test_a_device_that_counts_without_end_silences_no_other(tmp_path, kind):
+    """A sum that no column holds would fail the batch of all, and be tried again with each that follows."""
+
+    async def work():
+        clock = Clock()
+        async with opened(tmp_path / "fleet", databases.new(kind, tmp_path), clock) as fleet:
+            most = Health(requests=LARGEST, refusals=LARGEST, integrity_failures=LARGEST)
+            for _ in range(2):
+                for _ in range(1100):  # above 2^63 in all
+                    fleet.seen.put("hostile", CheckIn(state="ok", agent="t", clock=0.0, health=most), clock.wall())
+                fleet.seen.put("honest", CheckIn(state="ok", agent="t", clock=0.0), clock.wall())
+                assert await fleet.seen.flush() == 2
+            async with fleet.store.read() as connection:
+                rows = (await connection.execute(sa.select(tables.health_rollup))).all()
+            assert {(row.device_id, row.requests) for row in rows} == {("hostile", LARGEST)}
+            assert sum(row.samples for row in rows) == 2200
+            await trend.sample(fleet)
 
     asyncio.run(work())
 
