@@ -213,6 +213,45 @@ def test_a_batch_that_came_both_ways_or_from_a_stranger_is_not_counted(tmp_path,
     asyncio.run(work())
 
 
+def test_a_batch_that_is_too_large_for_the_bus_goes_directly(tmp_path, broker):
+    """NATS takes a little more than whoever fetches: what is between would be acknowledged and thrown away."""
+
+    async def work():
+        async with site(tmp_path, broker, servers=1) as found:
+            (fleet,) = found.fleets
+            await found.connected()
+            wordy = CheckIn(state="ok", agent="\U0001f600" * 128, clock=0.0)
+            for number in range(1700):
+                fleet.seen.put(f"device-{number}", wordy, fleet.clock.wall())
+            await fleet.seen.flush()
+            assert outcomes(fleet) == {"direct": 1}
+            assert await counted(fleet) == (1700, 0)
+
+    asyncio.run(work())
+
+
+def test_a_batch_that_the_database_refuses_ends_neither_the_server_nor_the_bus(tmp_path, broker, caplog):
+    async def work():
+        async with site(tmp_path, broker, servers=1) as found:
+            (fleet,) = found.fleets
+            await found.connected()
+            beyond = ("device-1", 0, 1 << 40, 1.0, 1, 1.0, 1, 0, 0)  # no column holds so many samples
+            stranger = await nats.connect(broker.url)
+            await stranger.jetstream().publish(
+                fleet.bus._batches, seal(Batch(uuid.uuid4().hex, [], [beyond]), fleet.bus._key)
+            )
+            await soon(lambda: "did not take a batch" in caplog.text)
+            await stranger.jetstream().purge_stream(fleet.bus._stream)
+            await stranger.close()
+            await found.connected()
+            say(fleet, 1)
+            await fleet.seen.flush()
+            await until_counted(fleet, (1, 1))
+            assert not any(task.done() for task in found.running)
+
+    asyncio.run(work())
+
+
 def test_a_nudge_over_nats_reaches_the_other_server(tmp_path, broker, monkeypatch):
     """Reading every so often is switched off, and PostgreSQL's own word is not listened to."""
     monkeypatch.setattr(changes, "QUIET_SECONDS", 3600.0)
@@ -225,8 +264,8 @@ def test_a_nudge_over_nats_reaches_the_other_server(tmp_path, broker, monkeypatc
             heard, stopping = [], asyncio.Event()
             ears = Ears(there.store, heard.extend, (there.bus,))
             task = asyncio.create_task(ears.run(stopping))
-            await soon(lambda: ears.connected)
-            await asyncio.sleep(0.2)
+            await soon(lambda: ears.connected and ears._reader._last is not None)
+            await asyncio.sleep(0.2)  # and what joining the line had it read again: from here on only a nudge does
             async with here.store.write() as connection:
                 await note_change(connection, "a", "state", 1.0)
             await soon(lambda: heard == ["a"])

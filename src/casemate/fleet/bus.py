@@ -22,11 +22,11 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError
 
-from casemate.errors import CasemateError, ConfigError, OperationError, UntrustedDataError
+from casemate.errors import ConfigError, OperationError, UntrustedDataError
 from casemate.fleet.ingest import DatabaseSink
 from casemate.fleet.metrics import Metrics
 from casemate.fleet.shared_clock import FleetClock
-from casemate.formats.ingest import ROWS, Batch, HealthRow, SeenRow, open_batch, seal
+from casemate.formats.ingest import MAX_BATCH, ROWS, Batch, HealthRow, SeenRow, open_batch, seal
 
 STREAM_BYTES: Final = 1 << 30
 """What waits at most. NATS sets it aside when the stream is made; a full stream refuses, and batches go directly."""
@@ -98,9 +98,12 @@ class Bus:
         if not self.connected or not self._ready.is_set():
             return False
         assert self._client is not None
+        sealed = seal(batch, self._key)
+        if len(sealed) > MAX_BATCH:  # NATS might acknowledge it, and whoever fetches it would throw it away
+            return False
         try:
             await self._client.jetstream().publish(
-                self._batches, seal(batch, self._key), _ACKNOWLEDGED_WITHIN, headers={"Nats-Msg-Id": batch.name}
+                self._batches, sealed, _ACKNOWLEDGED_WITHIN, headers={"Nats-Msg-Id": batch.name}
             )
         except (NatsError, OSError, TimeoutError) as error:
             _log.warning("bus: a batch goes into the database directly: %s", type(error).__name__)
@@ -113,7 +116,7 @@ class Bus:
             try:
                 client = await self._connect()
                 await self._write_on(client, stopping)
-            except (NatsError, OSError, TimeoutError, CasemateError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever ended it, it is begun again: the server goes on without
                 _log.warning("bus: %s", _reason(error))
             self._ready.clear()
             with contextlib.suppress(TimeoutError):
@@ -182,7 +185,7 @@ class Bus:
             return
         try:
             new = await self._sink.take_once(batch, self._clock.wall())
-        except CasemateError:
+        except Exception:
             await message.nak(delay=_BACK_OFF)
             raise
         self._metrics.batches.labels("written" if new else "again").inc()

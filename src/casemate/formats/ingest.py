@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 
 from casemate.errors import UntrustedDataError
+from casemate.formats.decoding import MALFORMED
 
 MAX_BATCH: Final = 900_000
 """Bytes: NATS takes a mebibyte unless told otherwise."""
@@ -55,5 +56,5 @@ def open_batch(data: bytes, key: bytes) -> Batch:
         raise UntrustedDataError("a batch that no server of this fleet sealed", check="bus-seal")
     try:
         return msgspec.msgpack.decode(body, type=Batch)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError("a batch of another form", check="bus-form") from error
