@@ -89,6 +89,7 @@ async def agree(connection: AsyncConnection, audit: AuditLog, name: str, person:
     roles.require(person.role, permission)
     if row.asked_by == person.id:
         raise NotAuthorisedError("the second person must be another one", hint="ask somebody with the same right")
+    await devices.find(connection, row.device_id, lock=True)  # before the log, like everybody who changes a device
     await connection.execute(
         sa.update(tables.approval).where(_approval.id == name).values(state="agreed", agreed_by=person.id, agreed=now)
     )
@@ -116,7 +117,9 @@ async def carry_out(connection: AsyncConnection, audit: AuditLog, commander: Com
         _approval.state == "agreed",
         sa.and_(_approval.state == "asked", _approval.not_before > _approval.asked, _approval.not_before <= now),
     )
-    rows = (await connection.execute(sa.select(tables.approval).where(due, _approval.expires > now))).all()
+    # locked: one that is cancelled in this moment is not carried out, and no two carry out the same
+    query = sa.select(tables.approval).where(due, _approval.expires > now).with_for_update(skip_locked=True)
+    rows = (await connection.execute(query)).all()
     for row in rows:
         actor = await _name_of(connection, row.asked_by)
         second = f", agreed by {await _name_of(connection, row.agreed_by)}" if row.agreed_by else ""

@@ -89,10 +89,13 @@ class Commander:
         command = tables.command.c
         near = sa.and_(command.state == "waiting", command.expires < now + RENEW_BEFORE, command.verb.in_(_LASTING))
         rows = (await connection.execute(sa.select(command.id, command.device_id, command.verb).where(near))).all()
+        renewed = 0
         for row in rows:
-            await _finish(connection, row.id, row.device_id, "expired", now)
-            await self.issue(connection, row.device_id, Verb(row.verb), actor="server", now=now, reason="signed anew")
-        return len(rows) + await self._repeat(connection, now)
+            if await _finish(connection, row.id, row.device_id, "expired", now):
+                renewed += 1
+                verb = Verb(row.verb)
+                await self.issue(connection, row.device_id, verb, actor="server", now=now, reason="signed anew")
+        return renewed + await self._repeat(connection, now)
 
     async def _repeat(self, connection: AsyncConnection, now: float) -> int:
         """Order again what must hold and was refused: its number was too low, or it came too late."""
@@ -159,18 +162,19 @@ async def expire(connection: AsyncConnection, now: float) -> int:
     command = tables.command.c
     past = sa.and_(command.state == "waiting", command.expires <= now)
     rows = (await connection.execute(sa.select(command.id, command.device_id).where(past))).all()
-    for row in rows:
-        await _finish(connection, row.id, row.device_id, "expired", now)
-    return len(rows)
+    return sum([await _finish(connection, row.id, row.device_id, "expired", now) for row in rows])
 
 
-async def _finish(connection: AsyncConnection, name: str, device: str, state: str, now: float, **more: Any) -> None:
-    await connection.execute(
-        sa.update(tables.command).where(tables.command.c.id == name).values(state=state, finished=now, **more)
-    )
+async def _finish(connection: AsyncConnection, name: str, device: str, state: str, now: float, **more: Any) -> bool:
+    """End a command that waits; False: it was ended meanwhile, and what its device answered stands."""
+    waits = sa.and_(tables.command.c.id == name, tables.command.c.state == "waiting")
+    done = await connection.execute(sa.update(tables.command).where(waits).values(state=state, finished=now, **more))
+    if not done.rowcount:
+        return False
     await connection.execute(
         sa.update(tables.device)
         .where(tables.device.c.id == device, tables.device.c.commands_waiting > 0)
         .values(commands_waiting=tables.device.c.commands_waiting - 1)
     )
     await note_change(connection, device, "command", now)
+    return True

@@ -78,11 +78,15 @@ class Hub:
 
 
 async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
-    """Yield the bytes of a wake stream until `admitted()` says no, or its time is over."""
+    """Yield the bytes of a wake stream until `admitted()` says no, or its time is over.
+
+    It is asked at once, too: what changed after the device was let in and before it joined has woken nobody.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + MAX_SECONDS
+    stays = await admitted()
     yield b"retry: %d\nevent: hello\ndata: {}\n\n" % RETRY_MS
-    while not stream.closed and loop.time() < end:
+    while stays and not stream.closed and loop.time() < end:
         try:
             async with asyncio.timeout(KEEP_ALIVE):
                 await stream.event.wait()
@@ -90,7 +94,7 @@ async def events(stream: Stream, admitted: Callable[[], Awaitable[bool]]) -> Asy
             yield b":\n\n"
             continue
         stream.event.clear()
-        if stream.closed or not await admitted():
-            break
-        yield b"event: wake\ndata: {}\n\n"
+        stays = not stream.closed and await admitted()
+        if stays:
+            yield b"event: wake\ndata: {}\n\n"
     yield b"retry: %d\nevent: bye\ndata: {}\n\n" % stream.retry_ms

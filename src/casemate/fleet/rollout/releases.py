@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.errors import CasemateError, NotFoundError, PolicyDeniedError, UsageError
+from casemate.errors import CasemateError, ConflictError, NotFoundError, PolicyDeniedError, UsageError
 from casemate.fleet.audit import Act
 from casemate.fleet.changes import note_change
 from casemate.fleet.context import Fleet
@@ -26,6 +26,7 @@ from casemate.formats.channel_set import Member
 
 REFRESH_SECONDS: Final = 900.0
 _release, _source = tables.release.c, tables.release_source.c
+_BELIEVED: Final[sa.Select[Any]] = sa.select(_source.place, _source.root, _source.metadata)
 _WHY: Final = {
     "stopped": "its publisher stopped it",
     "superseded": "its channel offers something else now",
@@ -48,12 +49,13 @@ async def bring_in(fleet: Fleet, wanted: Import) -> list[dict[str, Any]]:
     Raises:
         UsageError: no root was ever given.
         UntrustedDataError: the repository breaks a rule: nothing of it is kept.
+        ConflictError: somebody else brought one in meanwhile: nothing of this one is kept.
         OperationError: it cannot be reached.
 
     """
     place = repository.place_of(wanted.place)
     async with fleet.store.read() as connection:
-        known = (await connection.execute(sa.select(tables.release_source))).one_or_none()
+        known = (await connection.execute(_BELIEVED)).one_or_none()
     if wanted.root is not None:
         root = repository.require_root(wanted.root)
     elif known is not None:
@@ -69,6 +71,7 @@ async def bring_in(fleet: Fleet, wanted: Import) -> list[dict[str, Any]]:
     reading = await asyncio.to_thread(repository.read, place, root, before)
     now = fleet.clock.wall()
     async with fleet.store.write() as connection:
+        await _require_unchanged(connection, known)
         row = {
             "place": place,
             "root": root,
@@ -92,15 +95,32 @@ async def bring_in(fleet: Fleet, wanted: Import) -> list[dict[str, Any]]:
 async def refresh(fleet: Fleet) -> None:
     """Read the known repository again; what it answers that cannot be believed is noted and changes nothing."""
     async with fleet.store.read() as connection:
-        known = (await connection.execute(sa.select(_source.place))).one_or_none()
+        known = (await connection.execute(_BELIEVED)).one_or_none()
     if known is None:
         return
     try:
         await bring_in(fleet, Import(known.place, "server"))
+    except ConflictError:
+        pass  # what somebody brought in meanwhile is newer
     except CasemateError as error:
         async with fleet.store.write() as connection:
             values = {"fault": error.message, "checked": fleet.clock.wall()}
-            await connection.execute(sa.update(tables.release_source).values(values))
+            same = sa.and_(_source.place == known.place, _source.root == known.root)
+            await connection.execute(sa.update(tables.release_source).where(same).values(values))
+
+
+async def _require_unchanged(connection: AsyncConnection, known: sa.Row[Any] | None) -> None:
+    """Refuse to write over what somebody else brought in since *known* was read: reading a repository takes a while.
+
+    Without this a reading of the old repository puts back the root that a person has just replaced.
+
+    Raises:
+        ConflictError: it is not the same any more.
+
+    """
+    now = (await connection.execute(_BELIEVED.with_for_update())).one_or_none()
+    if now != known:
+        raise ConflictError("the release repository was read by somebody else meanwhile", hint="try again")
 
 
 async def _keep(connection: AsyncConnection, fleet: Fleet, reading: repository.Reading, actor: str, now: float) -> None:

@@ -127,7 +127,7 @@ def _channel(updater: Updater, path: str) -> Seen:
     raw = Path(updater.download_target(info)).read_bytes()
     parsed = channel_set.parse(raw)
     name = path.removeprefix(f"{CHANNELS}/").removesuffix(".json")
-    verified = channel_set.verify(parsed, channel=name, size=info.length, sha256=info.hashes["sha256"])
+    verified = channel_set.verify(parsed, channel=name, size=info.length, sha256=info.hashes.get("sha256", ""))
     missing = tuple(member.target_path for member in verified.set.members if not _published(updater, member))
     return Seen(verified.set, verified.sha256, info.length, missing)
 
