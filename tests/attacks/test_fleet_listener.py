@@ -167,6 +167,10 @@ def a_command_of_nobody(scene):
     return scene.ask(scene.device.identity, path="/device/v1/commands/0/ack", body=b'{"acknowledgement":"AAAA"}')
 
 
+def a_command_that_no_database_could_name(scene):
+    return scene.ask(scene.device.identity, path="/device/v1/commands/%00/ack", body=b'{"acknowledgement":"AAAA"}')
+
+
 ATTACKS = {
     each.__name__: (each, expected)
     for each, expected in (
@@ -186,6 +190,7 @@ ATTACKS = {
         (a_million_packages, {413}),
         (an_unknown_field, {400}),
         (a_command_of_nobody, {404}),
+        (a_command_that_no_database_could_name, {400}),
     )
 }
 

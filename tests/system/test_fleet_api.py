@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from concurrent import futures
 
@@ -187,7 +188,8 @@ def test_an_order_on_what_somebody_else_changed_meanwhile_is_refused(server, tok
     post(server, "/devices/till-3/quarantine", tag, b"{}")
     assert "meanwhile" in post(server, "/devices/till-3/revoke", tag, b"{}", 409)["title"]
     assert server.device("till-3")["state"] == "quarantined"
-    post(server, "/devices/till-3/revoke", {**tag, "If-Match": '"now"'}, b"{}", 400)
+    for strange in ('"now"', '"nan"', "inf"):
+        post(server, "/devices/till-3/revoke", {**tag, "If-Match": strange}, b"{}", 400)
     newer = server.get("people", "/api/v1/devices/till-3", token("operator")).headers["etag"]
     assert post(server, "/devices/till-3/revoke", {**tag, "If-Match": newer}, b"{}")["state"] == "revoked"
 
@@ -241,7 +243,13 @@ def test_an_order_for_many_is_shown_then_confirmed_by_its_number(server, token):
 # --- what no database stores ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/devices?asset=a%00", "/devices?group=%00", "/devices/a%00", "/devices?cursor=%00"])
+HIDDEN = base64.urlsafe_b64encode(b'["a\\u0000","b"]').decode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/devices?asset=a%00", "/devices?group=%00", "/devices/a%00", "/devices?cursor=%00", f"/devices?cursor={HIDDEN}"],
+)
 def test_a_nul_is_a_wrong_request_and_not_a_failure(server, token, path):
     get(server, path, token("viewer"), 400)
 
@@ -249,6 +257,7 @@ def test_a_nul_is_a_wrong_request_and_not_a_failure(server, token, path):
 def test_a_reason_is_a_line_of_text(server, token):
     post(server, "/devices/till-4/quarantine", token("operator"), b'{"reason":"a\\u0000b"}', 400)
     post(server, "/devices/till-4/quarantine", token("operator"), b'{"reason":"a\\nb"}', 400)
+    post(server, "/rollouts", token("owner"), b'{"release":"a\\u0000"}', 400)
 
 
 def test_a_device_with_a_nul_in_its_words_silences_no_other(server, tmp_path):

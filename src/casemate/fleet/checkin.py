@@ -16,7 +16,7 @@ from casemate.errors import CasemateError
 from casemate.fleet import commands, devices, inventory, wake
 from casemate.fleet.audit import Act
 from casemate.fleet.devices import Change
-from casemate.fleet.exchange import DeviceCall, admit, device_route, problem, reply
+from casemate.fleet.exchange import DeviceCall, admit, device_route, problem, reply, require_text
 from casemate.fleet.peer import Peer
 from casemate.fleet.rollout import director
 from casemate.fleet.states import Event, State, Use
@@ -64,6 +64,7 @@ async def acknowledge(call: DeviceCall) -> Response:
     """Take a device's signed answer to a command; its wipe is believed when it proves it."""
     message = fleet_api.parse(call.body, fleet_api.Acknowledgement)
     name = call.request.path_params["name"]
+    require_text(name)
     async with call.fleet.store.write() as connection:
         verified, first = await commands.acknowledge(
             connection,

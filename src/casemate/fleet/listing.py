@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,6 +15,7 @@ from casemate.errors import UsageError
 from casemate.fleet import devices, packages, returns
 from casemate.fleet.states import State
 from casemate.fleet.store import tables
+from casemate.formats.decoding import MALFORMED
 
 PAGE: Final = 100
 MAX_PAGE: Final = 1000
@@ -159,6 +159,8 @@ def _open(cursor: str) -> tuple[str, str]:
         asset, name = msgspec.json.decode(
             base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=tuple[str, str]
         )
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+    except (*MALFORMED, ValueError) as error:
         raise UsageError("not a cursor of this list", hint="take the one from the page before") from error
+    if "\0" in asset + name:  # which PostgreSQL does not even compare
+        raise UsageError("not a cursor of this list", hint="take the one from the page before")
     return asset, name

@@ -13,13 +13,29 @@ from hypothesis import strategies as st
 
 from casemate.clock import SystemClock
 from casemate.errors import OperationError
-from casemate.fleet import serve, setup
+from casemate.fleet import bulk, serve, setup, trend
+from casemate.fleet.api import shapes
 from casemate.fleet.commands import Commander
 from casemate.fleet.console import Console
 from casemate.fleet.context import Fleet, Served
 from casemate.fleet.home import FleetHome
+from casemate.fleet.rollout import story
 from casemate.fleet.states import State
 from casemate.fleet.web.welcome import Step, step_of
+
+
+@pytest.mark.parametrize(
+    ("shape", "of"),
+    [
+        (shapes.Setup, setup.Setup),
+        (shapes.Trend, trend.Trend),
+        (shapes.Evidence, story.Evidence),
+        (shapes.Bulk, bulk.Shown),
+    ],
+)
+def test_what_a_page_shows_the_api_shows(shape, of):
+    """A field that a shape lacks is dropped without a word."""
+    assert set(shape.model_fields) == {field.name for field in dataclasses.fields(of)}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -45,6 +46,9 @@ def seen(if_match: str | None) -> float | None:
     if if_match is None:
         return None
     try:
-        return float(if_match.strip().strip('"'))
-    except ValueError as error:
-        raise UsageError("If-Match is an ETag of this API") from error
+        version = float(if_match.strip().strip('"'))
+    except ValueError:
+        version = math.nan
+    if not math.isfinite(version):
+        raise UsageError("If-Match is an ETag of this API")
+    return version

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from casemate.errors import UsageError
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.api.caller import IfMatch, Known, etag, seen
+from casemate.fleet.api.shapes import PRINTED
 from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import records, releases, terms
 from casemate.fleet.rollout.records import Move, Wanted
@@ -23,8 +24,8 @@ class NewRollout(BaseModel):
     """A rollout to make. *release*: its id, or a channel: what that offers now; *group*: left out, every device."""
 
     model_config = ConfigDict(extra="forbid")
-    release: Annotated[str, Field(min_length=1, max_length=128)]
-    group: Annotated[str, Field(max_length=128)] | None = None
+    release: Annotated[str, Field(min_length=1, max_length=128, pattern=PRINTED)]
+    group: Annotated[str, Field(max_length=128, pattern=PRINTED)] | None = None
     terms: dict[str, Any] = {}
 
 
@@ -114,9 +115,7 @@ async def move_rollout(  # noqa: PLR0917 - one parameter per part of the request
     if body.roll_back and event is not Event.ABORT:
         raise UsageError("roll_back goes with an abort")
     fleet: Fleet = request.app.state.fleet
-    version = seen(if_match)
-    known = None if version is None else int(version)
-    wanted = Move(event, who.actor, fleet.clock.wall(), known, body.why, body.roll_back)
+    wanted = Move(event, who.actor, fleet.clock.wall(), seen(if_match), body.why, body.roll_back)
     async with fleet.store.write() as connection:
         row = await records.find(connection, rollout, lock=True)
         proof = records.needs_proof(event, group=row.group_name, verdict=row.verdict, roll_back=body.roll_back)

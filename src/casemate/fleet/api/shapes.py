@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from casemate.fleet.states import State
 
+PRINTED: Final = r"^[^\x00-\x1f\x7f]*$"
+"""No control characters: PostgreSQL stores no NUL, and a line is one line."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-
-
-Reason = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Reason = Annotated[str, Field(max_length=200, pattern=PRINTED)]
 
 
 class _Closed(BaseModel):
@@ -85,10 +85,10 @@ class BulkWish(_Closed):
     action: Literal["quarantine", "release", "revoke", "move"]
     state: State | None = None
     group: Name | Literal[""] = ""
-    asset: Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    asset: Annotated[str, Field(max_length=128, pattern=PRINTED)] = ""
     package: Annotated[int, Field(ge=0, le=2**53)] | None = None
     to_group: Name | Literal[""] = ""
-    reason: Annotated[str, Field(max_length=150, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    reason: Annotated[str, Field(max_length=150, pattern=PRINTED)] = ""
 
 
 class Confirmation(_Closed):

@@ -66,7 +66,7 @@ class Move:
     event: Event
     actor: str
     now: float
-    version: int | None = None
+    version: float | None = None
     why: str = ""
     roll_back: bool = False
 
