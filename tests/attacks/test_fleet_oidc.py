@@ -7,6 +7,7 @@ that are ours) believe some of what is refused here.
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import ssl
 import time
@@ -200,6 +201,9 @@ def test_the_mapping_makes_somebody_and_goes_on_deciding(site, idp):
     idp.control(claims={**eve, "groups": "fleet-admins"})
     assert Browser(site).sign_in()[0] == 303
     assert people_of(site)[1] == ("eve@example.org", "owner")
+    event = tables.audit_event.c
+    told = site.read(sa.select(event.entry).where(event.actor == "eve@example.org").order_by(event.seq))
+    assert [json.loads(row.entry)["detail"]["role"] for row in told] == ["operator", "owner"], "and it is written down"
     idp.control(claims={**eve, "groups": []})
     assert Browser(site).sign_in()[0] == 403, "who lost the group has lost the way in"
 

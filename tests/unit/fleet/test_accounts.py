@@ -10,10 +10,13 @@ import shutil
 import pytest
 import sqlalchemy as sa
 
+from casemate.crypto.signing import SigningKey
 from casemate.errors import BusyError, NotAuthorisedError, UsageError
 from casemate.fleet.accounts import ceremonies, people, roles, sessions
 from casemate.fleet.accounts.passkeys import RelyingParty
 from casemate.fleet.accounts.roles import PERMISSIONS, Permission, Role
+from casemate.fleet.api import tokens
+from casemate.fleet.audit import AuditLog
 from casemate.fleet.store import schema, tables
 from casemate.fleet.store.database import Store, sqlite_url
 from support.passkey import Authenticator
@@ -220,9 +223,16 @@ def test_who_is_disabled_is_out_at_once_and_the_last_owner_stays(run):
     key, _, _ = join(run)
     with pytest.raises(BusyError, match="last owner"):
         run(people.disable, "Ada")
-    _, _, cookie = join(run, "Grace", Role.OPERATOR)
+    _, grace, cookie = join(run, "Grace", Role.OPERATOR)
+    audit, made = AuditLog("ab" * 16, SigningKey.generate()), {"role": Role.VIEWER, "seconds": 60.0, "now": NOW}
+    _, hers = run(tokens.create, audit, name="hers", actor="Grace", user_id=grace.id, **made)
+    _, servers = run(tokens.create, audit, name="servers", actor="console", **made)
+    assert run(tokens.find, f"Bearer {hers}", NOW).name == "hers"
     run(people.disable, "Grace")
     assert run(sessions.find, cookie, NOW) is None
+    with pytest.raises(NotAuthorisedError):
+        run(tokens.find, f"Bearer {hers}", NOW)
+    assert run(tokens.find, f"Bearer {servers}", NOW).name == "servers"
     join(run, "Lin", Role.OWNER)
     run(people.disable, "Ada")
     with pytest.raises(NotAuthorisedError):

@@ -45,11 +45,15 @@ class Returned:
 
 @dataclasses.dataclass(frozen=True)
 class Entered:
-    """Somebody came in. *how*: known, linked (for the first time) or made (by the mapping of roles)."""
+    """Somebody came in. *how*: known, linked (for the first time) or made (by the mapping of roles).
+
+    *role*: what the mapping gave them; None: their own.
+    """
 
     name: str
     cookie: str
     how: str
+    role: str | None
 
 
 async def begin(
@@ -108,7 +112,8 @@ async def enter(connection: AsyncConnection, settings: OidcSettings, login: Veri
     identity = desk.oidc_identity
     await connection.execute(sa.update(identity).where(*_same(login)).values(used=now))
     # a provider that does not say when they proved themselves has not shown that it was just now
-    return Entered(name, await sessions.begin(connection, user_id, now, proved=login.authenticated or 0.0), how)
+    cookie = await sessions.begin(connection, user_id, now, proved=login.authenticated or 0.0)
+    return Entered(name, cookie, how, entry.role)
 
 
 async def prove(connection: AsyncConnection, person: Person, login: VerifiedLogin, begun: float, now: float) -> None:

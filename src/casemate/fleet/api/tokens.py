@@ -46,14 +46,25 @@ class Caller:
 
 
 async def create(
-    connection: AsyncConnection, audit: AuditLog, *, name: str, role: Role, seconds: float, actor: str, now: float
+    connection: AsyncConnection,
+    audit: AuditLog,
+    *,
+    name: str,
+    role: Role,
+    seconds: float,
+    actor: str,
+    now: float,
+    user_id: str | None = None,
 ) -> tuple[str, str]:
-    """Make a token for *name* with the rights of *role*; returns its id and the token, which is stored nowhere."""
+    """Make a token for *name* with the rights of *role*; returns its id and the token, which is stored nowhere.
+
+    *user_id*: the person who made it, with whom it ends; None: it was made on the server's console.
+    """
     known = secrets.token_hex(6)
     token = f"{MARK}.{known}.{secrets.token_urlsafe(32)}"
     await connection.execute(
         sa.insert(tables.api_token).values(
-            id=known, digest=_digest(token), name=name, role=str(role), created=now, created_by=actor,
+            id=known, digest=_digest(token), name=name, role=str(role), user_id=user_id, created=now, created_by=actor,
             expires=now + seconds,
         )
     )  # fmt: skip

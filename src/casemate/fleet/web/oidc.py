@@ -52,7 +52,8 @@ async def callback(visit: Visit) -> Response:
         return await _proved(visit, returned, login)
     async with fleet.store.write() as connection:
         entered = await entry.enter(connection, settings, login, visit.now)
-        act = Act(entered.name, _ACTS[entered.how], detail={"by": settings.issuer})
+        given = {"role": entered.role} if entered.role else {}  # a provider that makes somebody an owner is seen to
+        act = Act(entered.name, _ACTS[entered.how], detail={"by": settings.issuer, **given})
         await fleet.audit.append(connection, act, visit.now)
     answer = RedirectResponse(own_path(returned.next), 303)
     answer.set_cookie(COOKIE, entered.cookie, max_age=int(LIFETIME), **_COOKIE)

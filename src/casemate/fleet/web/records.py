@@ -218,12 +218,12 @@ async def make_api_token(visit: Visit) -> Response:
         raise UsageError("choose a role")
     if days is None or not 1 <= days <= _TOKEN_DAYS:
         raise UsageError(f"a token is good for 1 to {_TOKEN_DAYS} days")
-    fleet, name = visit.site.fleet, parse_name(visit.field("name", 64), "token")
-    who = visit.who.name
+    fleet, name, who = visit.site.fleet, parse_name(visit.field("name", 64), "token"), visit.who
     async with fleet.store.write() as connection:
         _, made = await tokens.create(
-            connection, fleet.audit, name=name, role=Role(role), seconds=days * 86400.0, actor=who, now=visit.now
-        )
+            connection, fleet.audit, name=name, role=Role(role), seconds=days * 86400.0, actor=who.name, now=visit.now,
+            user_id=who.id,
+        )  # fmt: skip
     return await _people(visit, token=made)
 
 
