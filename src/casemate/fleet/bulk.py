@@ -1,8 +1,9 @@
 """One order for many devices: it is shown for which, somebody says how many they are, and exactly that is done.
 
-The set is frozen when it is shown: a device that fits the filter a moment later is not in it, and one that changed
-meanwhile is left as it is. Carried out in chunks, each a transaction; a server that stops in the middle goes on when it
-starts. The order is one entry in the audit log with all its members; each device's own change is one more.
+The set is frozen when it is shown: a device that fits the filter a moment later is not in it, and one whose state does
+not fit the order any more is left as it is. Carried out in chunks, each a transaction; a server that stops in the
+middle goes on when it starts. The order is one entry in the audit log with all its members; each device's own change is
+one more.
 """
 
 from __future__ import annotations

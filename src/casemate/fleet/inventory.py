@@ -74,6 +74,5 @@ async def _set(connection: AsyncConnection, device: str, digest: str, now: float
 
 def _insert_new(fleet: Fleet) -> sa.Insert:
     """Return an insert that another device with the same set may have won."""
-    if fleet.store.is_postgresql:
-        return postgresql.insert(tables.package_set).on_conflict_do_nothing()
-    return sqlite.insert(tables.package_set).on_conflict_do_nothing()
+    insert = postgresql.insert if fleet.store.is_postgresql else sqlite.insert
+    return insert(tables.package_set).on_conflict_do_nothing()

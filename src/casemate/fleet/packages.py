@@ -7,7 +7,6 @@ says it has is its claim; what it proved is in its attestation.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -20,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from casemate.errors import NotFoundError, UsageError
 from casemate.fleet.states import CARRIES_ASSET
 from casemate.fleet.store import Store, tables
+from casemate.formats.decoding import MALFORMED
 from casemate.formats.fleet_api import Item
 
 KINDS: Final[Mapping[str, str]] = {
@@ -176,7 +176,7 @@ def _close(row: Mapping[str, Any]) -> str:
 def _open(cursor: str) -> tuple[str, str, int]:
     try:
         name, version, number = msgspec.json.decode(base64.urlsafe_b64decode(cursor), type=tuple[str, str, int])
-    except (binascii.Error, ValueError, msgspec.DecodeError, RecursionError) as error:
+    except (*MALFORMED, ValueError) as error:
         raise UsageError("not a cursor of this list", hint="take the one from the page before") from error
     if not (name + version).isprintable() or not 0 <= number < _MOST:
         raise UsageError("not a cursor of this list", hint="take the one from the page before")

@@ -24,7 +24,7 @@ from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.crypto.signing import SigningKey
 from casemate.errors import UntrustedDataError
 from casemate.formats import envelope
-from casemate.formats.decoding import MALFORMED
+from casemate.formats.decoding import decode_canonical, encode_canonical
 from casemate.formats.envelope import DeviceId, Digest, FleetId, Line, Moment, Sequence
 from casemate.formats.manifest import Name
 
@@ -99,14 +99,13 @@ class VerifiedWord(msgspec.Struct, frozen=True):
     word: Word
 
 
-_encoder: Final = msgspec.json.Encoder(order="sorted")
 _picks: Final = msgspec.json.Decoder(Pick)
 _words: Final = msgspec.json.Decoder(Word)
 
 
 def sign_pick(pick: Pick, key: SigningKey) -> bytes:
     """Return the envelope of *pick*, signed by the director's key."""
-    return envelope.seal(_encoder.encode(pick), PICK_TYPE, key)
+    return envelope.seal(encode_canonical(pick), PICK_TYPE, key)
 
 
 def verify_pick(raw: bytes, *, public: bytes, fleet: str, device: str, after: int, earliest: float) -> VerifiedPick:
@@ -131,12 +130,7 @@ def verify_pick(raw: bytes, *, public: bytes, fleet: str, device: str, after: in
 
 
 def _read_pick(payload: bytes) -> Pick:
-    try:
-        pick = _picks.decode(payload)
-    except MALFORMED as error:
-        raise UntrustedDataError(f"the pick is not well-formed: {error}", check="pick-form") from error
-    if _encoder.encode(pick) != payload:
-        raise UntrustedDataError("the pick is not canonical", check="pick-form")
+    pick = decode_canonical(payload, _picks, "pick", "pick-form")
     if not 0 < pick.expires - pick.issued <= MAX_LIFE:
         raise UntrustedDataError("the pick lives too long, or not at all", check="pick-form")
     if (pick.choice is None) != (pick.action == "keep"):
@@ -146,7 +140,7 @@ def _read_pick(payload: bytes) -> Pick:
 
 def encode_word(word: Word) -> bytes:
     """Return the payload that the device signs."""
-    return _encoder.encode(word)
+    return encode_canonical(word)
 
 
 def sign_word(payload: bytes, key: EcKey) -> bytes:
@@ -163,12 +157,7 @@ def verify_word(raw: bytes, *, public: EcPublic, fleet: str, device: str) -> Ver
     """
     found = envelope.parse(raw, WORD_TYPE)
     envelope.require_signature(found, WORD_TYPE, public)
-    try:
-        word = _words.decode(found.payload)
-    except MALFORMED as error:
-        raise UntrustedDataError(f"the word is not well-formed: {error}", check="word-form") from error
-    if _encoder.encode(word) != found.payload:
-        raise UntrustedDataError("the word is not canonical", check="word-form")
+    word = decode_canonical(found.payload, _words, "word", "word-form")
     if (word.fleet, word.device) != (fleet, device):
         raise UntrustedDataError("the word of another device", check="word-device")
     return VerifiedWord(word)

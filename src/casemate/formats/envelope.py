@@ -31,7 +31,7 @@ from casemate.crypto import signing
 from casemate.crypto.ecdsa import EcKey, EcPublic
 from casemate.crypto.signing import SigningKey
 from casemate.errors import UntrustedDataError
-from casemate.formats.decoding import MALFORMED
+from casemate.formats.decoding import MALFORMED, decode_canonical, encode_canonical
 from casemate.formats.dsse import decode64, encode64, pae
 
 LIMIT: Final = 8 * 1024
@@ -141,7 +141,6 @@ class _Dsse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"pa
     signatures: Annotated[tuple[_Signature, ...], msgspec.Meta(min_length=1, max_length=1)]
 
 
-_encoder: Final = msgspec.json.Encoder(order="sorted")
 _envelopes: Final = msgspec.json.Decoder(_Dsse)
 _commands: Final = msgspec.json.Decoder(Command)
 _answers: Final = msgspec.json.Decoder(Answer)
@@ -153,7 +152,7 @@ _answers: Final = msgspec.json.Decoder(Answer)
 def seal(payload: bytes, payload_type: str, key: SigningKey | EcKey) -> bytes:
     """Return the DSSE envelope of *payload*, signed by *key*."""
     signature = encode64(key.sign(pae(payload, payload_type)))
-    return _encoder.encode(_Dsse(encode64(payload), payload_type, (_Signature(signature),)))
+    return encode_canonical(_Dsse(encode64(payload), payload_type, (_Signature(signature),)))
 
 
 def parse(raw: bytes, payload_type: str, limit: int = LIMIT) -> Envelope:
@@ -195,7 +194,7 @@ def require_signature(envelope: Envelope, payload_type: str, public: bytes | EcP
 
 def sign_command(command: Command, key: SigningKey) -> bytes:
     """Return the envelope of *command*, signed by the fleet's command key."""
-    return seal(_encoder.encode(command), COMMAND_TYPE, key)
+    return seal(encode_canonical(command), COMMAND_TYPE, key)
 
 
 def verify_command(
@@ -232,12 +231,7 @@ def verify_command(
 
 
 def _read_command(payload: bytes) -> Command:
-    try:
-        command = _commands.decode(payload)
-    except MALFORMED as error:
-        raise UntrustedDataError(f"the command is not well-formed: {error}", check="command-form") from error
-    if _encoder.encode(command) != payload:
-        raise UntrustedDataError("the command is not canonical", check="command-form")
+    command = decode_canonical(payload, _commands, "command", "command-form")
     if not 0 < command.expires - command.issued <= MAX_LIFE:
         raise UntrustedDataError("the command lives too long, or not at all", check="command-form")
     return command
@@ -248,7 +242,7 @@ def _read_command(payload: bytes) -> Command:
 
 def encode_answer(answer: Answer) -> bytes:
     """Return the payload that the device signs."""
-    return _encoder.encode(answer)
+    return encode_canonical(answer)
 
 
 def sign_answer(payload: bytes, key: EcKey) -> bytes:
@@ -265,12 +259,7 @@ def verify_answer(raw: bytes, *, public: EcPublic, device: str, command: bytes) 
     """
     envelope = parse(raw, ANSWER_TYPE)
     require_signature(envelope, ANSWER_TYPE, public)
-    try:
-        answer = _answers.decode(envelope.payload)
-    except MALFORMED as error:
-        raise UntrustedDataError(f"the answer is not well-formed: {error}", check="answer-form") from error
-    if _encoder.encode(answer) != envelope.payload:
-        raise UntrustedDataError("the answer is not canonical", check="answer-form")
+    answer = decode_canonical(envelope.payload, _answers, "answer", "answer-form")
     if answer.device != device or answer.command != parse(command, COMMAND_TYPE).digest:
         raise UntrustedDataError("the answer is to another command", check="answer-command")
     return VerifiedAnswer(answer)

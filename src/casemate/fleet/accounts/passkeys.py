@@ -22,6 +22,7 @@ from webauthn.helpers.structs import (
 )
 
 from casemate.errors import NotAuthorisedError
+from casemate.formats.decoding import MALFORMED
 
 _ANSWER_LIMIT: Final = 32 * 1024
 _REFUSED: Final = "the passkey was not accepted"
@@ -142,7 +143,7 @@ def _parsed(answer: bytes) -> dict[str, Any]:
         raise NotAuthorisedError(_REFUSED)
     try:
         value = msgspec.json.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise NotAuthorisedError(_REFUSED) from error
     if not isinstance(value, dict):
         raise NotAuthorisedError(_REFUSED)

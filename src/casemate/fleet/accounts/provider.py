@@ -24,6 +24,7 @@ from casemate.errors import NotAuthorisedError, OperationError, UntrustedDataErr
 from casemate.fleet.accounts import oidc
 from casemate.fleet.accounts.oidc import VerifiedLogin
 from casemate.fleet.shared_settings import OidcSettings
+from casemate.formats.decoding import MALFORMED
 
 KNOWN: Final = 3600.0
 """Seconds that what a provider says about itself is believed."""
@@ -178,7 +179,7 @@ def parse_description(body: bytes, issuer: str) -> Discovered:
     """
     try:
         found = msgspec.json.decode(body, type=Discovered)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UntrustedDataError("this is no provider's description of itself", check="oidc-description") from error
     if found.issuer != issuer:
         raise UntrustedDataError(
@@ -204,7 +205,7 @@ def parse_keys(body: bytes) -> KeySet:
             row for row in rows[:_MOST_KEYS] if row.get("kty") in oidc.KEY_TYPES and row.get("use", "sig") == "sig"
         ]
         return KeySet.import_key_set({"keys": usable})
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, JoseError) as error:
+    except (*MALFORMED, JoseError) as error:
         raise refusal from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise refusal from error
@@ -224,7 +225,7 @@ def _exchange(described: Discovered, settings: OidcSettings, secret: str, code: 
     answer = _fetch("POST", address, body.encode(), headers, refused=(400, 401, 403))
     try:
         token = msgspec.json.decode(answer, type=dict[str, Any])["id_token"]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
+    except (*MALFORMED, KeyError) as error:
         raise UntrustedDataError("the provider gave no token", check="oidc-claims") from error
     if not isinstance(token, str):
         raise UntrustedDataError("the provider gave no token", check="oidc-claims")

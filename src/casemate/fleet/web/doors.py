@@ -16,6 +16,7 @@ from casemate.fleet.accounts.people import Begun
 from casemate.fleet.audit import Act
 from casemate.fleet.web import oidc, welcome
 from casemate.fleet.web.visit import CEREMONY, COOKIE, Visit, json_answer, own_path
+from casemate.formats.decoding import MALFORMED
 
 _STRICT: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True}
 
@@ -146,5 +147,5 @@ def _next(visit: Visit) -> str:
 def _told(visit: Visit) -> _Answer:
     try:
         return msgspec.json.decode(visit.body, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise UsageError("not an answer of our page") from error
