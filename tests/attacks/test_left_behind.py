@@ -17,14 +17,17 @@ pytestmark = pytest.mark.root
 
 TAKEN_OVER = """
 import os, time
+said, saying = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         print(os.getpid(), flush=True)
         os.close(1)
+        os.close(saying)
         time.sleep(60)
     os._exit(0)
-time.sleep(0.2)
+os.close(saying)
+os.read(said, 1)
 """
 
 DEVICE = """

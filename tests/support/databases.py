@@ -63,18 +63,20 @@ def wait_for_lock(url: str) -> None:
     """Wait until somebody waits for a lock in the database."""
     end = time.monotonic() + 30
     waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    while not _ask(url, waits):
+    while not ask(url, waits):
         assert time.monotonic() < end, "nobody waits"
         time.sleep(0.05)
 
 
 def cut_connections(url: str) -> None:
     """Do to the server's connections what a restart of the database does."""
-    _ask(url, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+    ask(url, "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
               " AND application_name <> 'test' AND pid <> pg_backend_pid()")  # fmt: skip
 
 
-def _ask(url: str, query: str) -> Any:
+def ask(url: str, query: str) -> Any:
+    """Return the first value of *query* on a PostgreSQL database."""
+
     async def work() -> Any:
         connection = await asyncpg.connect(dsn(url), server_settings={"application_name": "test"})
         try:

@@ -65,6 +65,17 @@ def saying(*texts: str, pause: float = 0.0, reason: str = "stop") -> Script:
     return script
 
 
+def once(released: threading.Event, *texts: str, only: int = 1 << 30) -> Script:
+    """Return a script that answers with *texts* once *released* is set; *only*: so many requests wait, later ones not."""
+
+    def script(job: Job) -> None:
+        if len(job.engine.requests) <= only:
+            released.wait(60)
+        saying(*texts)(job)
+
+    return script
+
+
 class FakeEngine:
     """The engine's end of a link: every request runs `script` in a thread of its own."""
 

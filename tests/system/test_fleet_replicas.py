@@ -40,6 +40,8 @@ class Load:
         self.site = site
         self.workers = [Worker(site.servers[0], directory, f"{name}-{number}") for number in range(DEVICES)]
         self.asked = dict.fromkeys((worker.device.asset for worker in self.workers), 0)
+        self.unsure = dict(self.asked)
+        """Orders that failed: the database may have been cut off before its yes to what it had done was heard."""
         self.ending = threading.Event()
         self.orders = threading.Thread(target=self._order, daemon=True)
 
@@ -49,7 +51,8 @@ class Load:
             asset = self.workers[number % DEVICES].device.asset
             try:
                 self.site.servers[number % 2].cli("device", "ping", asset)
-            except AssertionError:  # the database was away: nothing was ordered
+            except AssertionError:
+                self.unsure[asset] += 1
                 self.ending.wait(0.2)
             else:
                 self.asked[asset] += 1
@@ -63,18 +66,24 @@ class Load:
     def __exit__(self, *_):
         self.ending.set()
         self.orders.join(30)
-        until(lambda: all(len(each.obeyed) >= self.asked[each.device.asset] for each in self.workers), 60)
-        time.sleep(0.5)
+        until(lambda: all(len(each.obeyed) >= self.ordered(each) for each in self.workers), 60)
+        time.sleep(0.5)  # what is done twice would be now
         for each in self.workers:
             each.ending.set()
         for each in self.workers:
             each.join(30)
 
+    def ordered(self, worker):
+        """Return how many commands there are for a device."""
+        return databases.ask(self.site.url, f"SELECT count(*) FROM command WHERE device_id = '{worker.device.id}'")
+
     def check(self):
         """Nothing lost, nothing done twice, everything answered."""
         for worker in self.workers:
-            assert worker.obeyed == list(range(1, self.asked[worker.device.asset] + 1)), worker.faults
-            shown = self.site.servers[1].device(worker.device.asset)["commands"]
+            asset, ordered = worker.device.asset, self.ordered(worker)
+            assert 0 <= ordered - self.asked[asset] <= self.unsure[asset]
+            assert worker.obeyed == list(range(1, ordered + 1)), worker.faults
+            shown = self.site.servers[1].device(asset)["commands"]
             assert {each["state"] for each in shown} == {"done"}
             assert worker.checkins > 0
 
@@ -138,11 +147,10 @@ def test_a_device_is_woken_whichever_server_holds_its_stream(site, tmp_path):
         until(lambda: all(each.open for each in ears))
         held = [server_streams(server) for server in site.servers]
         assert min(held) >= 1, held
-        asked = time.monotonic()
         for each in ears:
+            each.heard.clear()
             site.servers[0].cli("device", "quarantine", each.device.asset)
-        until(lambda: all("wake" in each.heard for each in ears), WOKEN_WITHIN)
-        assert time.monotonic() - asked < 4 * WOKEN_WITHIN
+            until(lambda each=each: "wake" in each.heard, WOKEN_WITHIN)
     finally:
         for each in ears:
             each.ending.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from support import published
 from support.fleet import Device, running, until
 from support.release import FixedClock, keystore
 
-QUICK = ("--soak", "1s", "--patience", "2s", "--install", "4s", "--come", "60s", "--control", "0", "--first", "2")
+QUICK = ("--soak", "1s", "--patience", "5m", "--install", "5m", "--come", "5m", "--control", "0", "--first", "2")
+"""Nobody here is silent, however slow the machine: what silence means is shown where a test moves the clock."""
 
 
 class Site:
@@ -125,8 +127,7 @@ def test_a_release_is_directed_to_two_devices_then_to_all_and_each_step_is_signe
     def taking():
         return [one for one in shop if (found := site.pick(one, 1)) and found.action == "take"]
 
-    until(taking, 20)
-    offered = taking()
+    offered = until(lambda: len(found := taking()) >= 2 and found)  # one may have heard of it before the other
     assert len(offered) == 2
     pick = site.pick(offered[0], 1)
     listed = site.bring_in()[0]
@@ -180,8 +181,9 @@ def test_a_bad_release_stops_and_those_in_the_middle_are_recalled(site):
     pick = site.pick(depot[0], 1)
     for device in depot[:5]:
         assert site.word(device, pick.choice.content, "failed", why="the smoke prompt").status == 204
-    until(lambda: site.status(name)["state"] == "paused", 20)
-    assert "5 of 8 devices failed" in site.status(name)["why"]
+    until(lambda: site.status(name)["state"] == "paused")
+    assert re.search(r"[1-5] of 8 devices failed", site.status(name)["why"])  # it may look between two words
+    until(lambda: site.status(name)["failed"] == 5)
     recalled = until(lambda: (found := site.pick(depot[7], pick.sequence)) and found, 10)
     assert recalled.action == "keep"
     for verb, body in (("resume", {}), ("abort", {"roll_back": True})):
@@ -201,6 +203,8 @@ def test_who_may_what_and_two_at_once(site):
     assert site.api("ann", "POST", f"/rollouts/{name}/approve", {}).status == 401  # her own
     assert site.api("bob", "POST", "/rollouts", {"release": "stable"}).status == 401
     assert site.api("bob", "POST", f"/rollouts/{name}/approve", {}, **{"If-Match": tag}).status == 200
+    for strange, status in (('"nan"', 400), ("inf", 400), ('"2.5"', 409)):
+        assert site.api("ann", "POST", f"/rollouts/{name}/start", {}, **{"If-Match": strange}).status == status
     late = site.api("ann", "POST", f"/rollouts/{name}/start", {}, **{"If-Match": tag})
     assert (late.status, late.json()["type"]) == (409, "urn:casemate:conflict")
     assert site.api("bob", "POST", f"/rollouts/{name}/approve", {}).status == 409  # it is approved

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from casemate.formats import ipc
-from support.gateway import FakeEngine, FakeJournal, running_gateway, saying, weakened
+from support.gateway import FakeEngine, FakeJournal, once, running_gateway, saying, weakened
 
 SLACK = 5  # a contract deadline is asserted at five times its value
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -72,8 +72,11 @@ def test_a_model_that_needs_a_person_tells_clients_not_to_hammer(gateway):
 
 
 def test_a_full_queue_is_429_with_a_wait(gateway):
-    gateway.engine.script = saying("slow", pause=0.5)
+    released = threading.Event()
+    gateway.engine.script = once(released, "slow")
     answers, threads = ask_in_background(gateway, 6)  # two slots and one place to wait
+    gateway.wait_for(lambda: len(answers) == 3)  # the engine answers nobody yet: these were refused
+    released.set()
     for thread in threads:
         thread.join()
     busy = [answer for answer in answers if answer.status_code == 429]
