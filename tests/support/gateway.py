@@ -66,7 +66,7 @@ def saying(*texts: str, pause: float = 0.0, reason: str = "stop") -> Script:
 
 
 def once(released: threading.Event, *texts: str, only: int = 1 << 30) -> Script:
-    """Return a script that answers with *texts* once *released* is set; *only*: so many requests wait, later ones not."""
+    """Return a script that answers with *texts* once *released* is set; only the first *only* requests wait."""
 
     def script(job: Job) -> None:
         if len(job.engine.requests) <= only:
