@@ -4,9 +4,9 @@ A change is a row, written in the transaction of what changed: it is there when 
 carries nothing, so a lost, late or forged one harms nobody: without any the table is read every few seconds. Nudges
 come from PostgreSQL's NOTIFY, sent with the commit itself; from a message bus; from this process's own commits.
 
-Reading on is exact. SQLite has one writer at a time, so ids come in the order of commits. On PostgreSQL a transaction
-that began earlier may commit later: a row carries the number of its transaction, and what was not visible in the
-snapshot of the reading before is what is new. No clock takes part.
+Reading on misses nothing. SQLite has one writer at a time, so ids come in the order of commits. On PostgreSQL a
+transaction that began earlier may commit later: a row carries the number of its transaction, and what was not visible
+in the snapshot of the reading before is what is new. No clock takes part.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def note_change(connection: AsyncConnection, device: str, kind: str, now: 
 
 
 class ChangeReader:
-    """Reads what changed since the last call, each change once."""
+    """Reads what changed since the last call. Nothing is missed; what commits during a call may be read twice."""
 
     def __init__(self, store: Store) -> None:
         """Begin with what changes after the first call."""
