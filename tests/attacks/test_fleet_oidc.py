@@ -219,6 +219,25 @@ def test_whoever_was_disabled_stays_out_whatever_the_provider_says(site, idp):
     assert Browser(site).sign_in()[0] == 403, "nor under another subject with the same address"
 
 
+def test_settings_that_somebody_spoiled_let_nobody_in_and_keep_no_passkey_out(site):
+    table = desk.fleet_setting
+    (kept,) = site.read(sa.select(table.c.sealed).where(table.c.name == "oidc"))
+    spoil = sa.update(table).where(table.c.name == "oidc")
+    begun = Browser(site)
+    back = begun.begin()
+    site.write(lambda connection: connection.execute(spoil.values(sealed=b"\0" * 64)))
+    try:
+        browser = Browser(site)
+        status, _, text = browser.get("/sign-in")
+        assert (status, "Use my passkey" in text, "Sign in with Example" in text) == (200, True, False)
+        assert browser.get("/sign-in/oidc")[0] == 503
+        assert begun.get(back)[0] == 503, "nor does an answer that was under way"
+        assert not begun.is_in
+    finally:
+        site.write(lambda connection: connection.execute(spoil.values(sealed=kept.sealed)))
+    assert begun.sign_in()[0] == 303, "control: as it was"
+
+
 def test_an_address_that_changed_hands_at_the_provider_does_not_change_hands_here(site, idp):
     assert Browser(site).sign_in()[0] == 303
     idp.control(claims={"sub": "subject-9"})

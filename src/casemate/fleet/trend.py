@@ -62,8 +62,10 @@ async def sample(fleet: Fleet) -> None:
     """Write how the fleet is now; looks at the buckets before again, to which late news belongs."""
     now = fleet.clock.wall()
     bucket = int(now) // BUCKET * BUCKET
+    async with fleet.store.read() as connection:  # nobody else's writing waits for it
+        speed = await _speed(connection, bucket)
     async with fleet.store.write() as connection:
-        levels = {**await _levels(connection, now, fleet.device_count), **await _speed(connection)}
+        levels = {**await _levels(connection, now, fleet.device_count), **speed}
         for each in range(bucket - LATE * BUCKET, bucket + 1, BUCKET):
             values = await _sums(connection, each)
             if each == bucket:
@@ -120,18 +122,26 @@ async def _levels(connection: AsyncConnection, now: float, count: int) -> dict[s
     return dict((await connection.execute(query)).mappings().one())
 
 
-async def _speed(connection: AsyncConnection) -> dict[str, float | None]:
-    """Return `SPEED` as of now: the nearest ranks among devices whose newest word measured it."""
+async def _speed(connection: AsyncConnection, bucket: int) -> dict[str, float | None]:
+    """Return `SPEED` as of now, once for *bucket*: nearest ranks among devices whose newest word measured it.
+
+    It changes when devices take a release and not within minutes, and every device has to be ranked for it.
+    """
+    if (await connection.execute(sa.select(_sample.bucket).where(_sample.bucket == bucket))).first():
+        return {}
     word = rollout_tables.device_generation.c
-    measured = sa.and_(_device.state == State.ENROLLED, word.outcome == "good", word.first_token_ms.is_not(None))
+    rank = sa.func.row_number().over(order_by=word.first_token_ms).label("rank")
     both = sa.join(rollout_tables.device_generation, tables.device, word.device_id == _device.id)
-    count = (await connection.execute(sa.select(sa.func.count()).select_from(both).where(measured))).scalar_one()
-    if not count:
-        return dict.fromkeys(SPEED)
-    ranked = sa.select(word.first_token_ms).select_from(both).where(measured).order_by(word.first_token_ms).limit(1)
-    ranks = (-(-count // 2), -(-count * 19 // 20))
-    found = [(await connection.execute(ranked.offset(rank - 1))).scalar_one() for rank in ranks]
-    return dict(zip(SPEED, found, strict=True))
+    ranked = (
+        sa.select(word.first_token_ms.label("value"), rank, sa.func.count().over().label("count"))
+        .select_from(both)
+        .where(_device.state == State.ENROLLED, word.outcome == "good", word.first_token_ms.is_not(None))
+        .subquery()
+    )
+    share = {"first_token_median": (1, 2), "first_token_p95": (19, 20)}  # rounded up: at least so many are as quick
+    nearest = {name: (ranked.c.count * part + whole - 1) // whole for name, (part, whole) in share.items()}
+    columns = [sa.func.max(sa.case((ranked.c.rank == at, ranked.c.value))).label(name) for name, at in nearest.items()]
+    return dict((await connection.execute(sa.select(*columns))).mappings().one())
 
 
 async def _sums(connection: AsyncConnection, bucket: int) -> dict[str, Any]:

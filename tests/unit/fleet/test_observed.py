@@ -216,6 +216,7 @@ def test_the_first_token_is_ranked_over_devices_that_measured_it(tmp_path, kind)
             async with fleet.store.read() as connection:
                 (step,) = (await trend.over(connection, "6h", fleet.clock.now)).steps
                 assert step["first_token_median"] is None, "nobody measured it"
+            fleet.clock.now += BUCKET
             good = [round(chance.uniform(50, 900), 1) for _ in range(41)]
             words = [("good", value, State.ENROLLED) for value in good]
             words += [("failed", 9000.0, State.ENROLLED), ("good", None, State.ENROLLED), ("good", 1.0, State.REVOKED)]
@@ -239,7 +240,11 @@ def test_the_first_token_is_ranked_over_devices_that_measured_it(tmp_path, kind)
             return sorted(good), steps, week
 
     good, steps, week = asyncio.run(work())
-    assert [step["first_token_median"] for step in steps] == [good[20], round(good[20] + 100, 1)]
-    assert [step["first_token_p95"] for step in steps] == [good[38], round(good[38] + 100, 1)]  # 39 of 41 are 19 in 20
+    assert [step["first_token_median"] for step in steps] == [None, good[20], round(good[20] + 100, 1)]
+    assert [step["first_token_p95"] for step in steps] == [
+        None,
+        good[38],
+        round(good[38] + 100, 1),
+    ]  # 39 of 41 are 19 in 20
     assert week["first_token_median"] == pytest.approx(good[20] + 50, abs=0.11)
     assert week["first_token_p95"] == round(good[38] + 100, 1), "the highest of a step, not their middle"

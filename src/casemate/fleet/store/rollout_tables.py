@@ -129,6 +129,7 @@ device_generation = _table(  # the newest signed word of a device about what it 
     Column("memory_mib", Float),
     Column("envelope", LargeBinary, nullable=False),
     Column("changed", Float, nullable=False),
+    Index("ix_device_generation_speed", "device_id", "outcome", "first_token_ms"),  # ranked without reading envelopes
 )
 
 device_pick = _table(  # what the director says to a device

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
 
-from casemate.errors import NotAuthorisedError, NotFoundError
+from casemate.errors import NotAuthorisedError, NotFoundError, OperationError
 from casemate.fleet.accounts import ceremonies, entry
 from casemate.fleet.accounts.entry import CALLBACK, Returned
 from casemate.fleet.accounts.oidc import VerifiedLogin
@@ -19,12 +20,20 @@ from casemate.fleet.web.visit import COOKIE, Visit, own_path
 HANDLE: Final = "__Host-oidc"
 """Lax, unlike that of a passkey's ceremony: the browser comes back from another site."""
 _COOKIE: Final[dict[str, Any]] = {"path": "/", "secure": True, "httponly": True, "samesite": "lax"}
+_log = logging.getLogger("casemate.fleet")
 _ACTS: Final = {"known": "person.signed-in", "linked": "person.linked", "made": "person.made"}
 
 
 async def settings_of(visit: Visit) -> OidcSettings | None:
-    """Return the provider that people may use now: any server may have changed it."""
-    held = await look_up(visit.site.fleet, OidcSettings)
+    """Return the provider that people may use now: any server may have changed it.
+
+    Settings that cannot be read are none: nobody comes in by them, and passkeys still open the door.
+    """
+    try:
+        held = await look_up(visit.site.fleet, OidcSettings)
+    except OperationError as error:
+        _log.warning("sign-in: %s", error.message)
+        return None
     return held.settings if held else None
 
 
