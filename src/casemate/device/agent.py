@@ -246,7 +246,7 @@ class Agent:
 
     def stands(self, facts: dict[str, Any]) -> None:
         """Hear where an update stands."""
-        self._duty.stands(facts)
+        self._duty.stands(facts, self._upkeep.policy.apps)
 
     async def measure_taken(self, policy: ipc.TakePolicy) -> None:
         """Measure what an update says about apps and the guard, before it is used.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,12 +194,17 @@ class Duty:
             return self.respondent.follower.direction.as_message()
         return {"directed": False}  # as `FREE` says it
 
-    def stands(self, facts: dict[str, Any]) -> None:
-        """Take the update process's word about where things stand."""
+    def stands(self, facts: dict[str, Any], policies: Mapping[str, str]) -> None:
+        """Take the update process's word about where things stand; it brought *policies* (text by app)."""
         if self.respondent:
             from casemate.device.directed import Stand  # noqa: PLC0415 - see the import of types above
 
-            self.respondent.follower.stands(msgspec.convert(facts, Stand))
+            follower = self.respondent.follower
+            before = follower.running
+            follower.stands(msgspec.convert(facts, Stand))
+            if follower.running != before:
+                engines = self._engines().by_name.values()
+                self.respondent.take_stock(((engine.model, engine.digest) for engine in engines), policies)
 
     # -- orders
 

@@ -13,7 +13,7 @@ import collections
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -28,7 +28,7 @@ from casemate.device.fleet.fence import Gate
 from casemate.device.fleet.membership import Member
 from casemate.device.fleet.orders import OrdersFile, State
 from casemate.device.fleet.testimony import Testimony
-from casemate.device.plan import DevicePlan
+from casemate.device.plan import DevicePlan, ServedModel
 from casemate.device.usage.reporter import Reporter
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import envelope, event, fleet_api, ipc
@@ -130,15 +130,22 @@ class Respondent:
             agent, agent.plan.home, member, running=agent.plan.generation, earliest=self.orders.signed
         )
         self.contact: dict[str, Any] = {}
-        plan = agent.plan
-        brought = {app: hashlib.sha256(text.encode()).hexdigest() for app, text in plan.policy.apps.items()}
-        found = stock.take(
-            ((model.name, model.container or model.name, model.digest) for model in plan.models),
-            {**plan.policies, **brought},
-        )
-        self._inventory = stock.digest(found), fleet_api.encode(found)
+        self._inventory = "", b""
+        self.take_stock(((each, each.digest) for each in agent.plan.models), agent.plan.policy.apps)
 
     # -- what the agent asks
+
+    def take_stock(self, models: Iterable[tuple[ServedModel, str]], brought: Mapping[str, str]) -> None:
+        """Say from now on that *models* (and their digests) are served, and apps by the policies an update *brought*.
+
+        The fleet asks for an inventory when its name is new.
+        """
+        digests = {app: hashlib.sha256(text.encode()).hexdigest() for app, text in brought.items()}
+        found = stock.take(
+            ((model.name, model.container or model.name, digest) for model, digest in models),
+            {**self._agent.plan.policies, **digests},
+        )
+        self._inventory = stock.digest(found), fleet_api.encode(found)
 
     @property
     def may_serve(self) -> bool:

@@ -114,7 +114,7 @@ class Upkeep:
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[ipc.Rehearsed]] = {}
-        self._policy = agent.plan.policy
+        self.policy = agent.plan.policy
         self.retired: list[Engine] = []
 
     async def ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
@@ -250,13 +250,13 @@ class Upkeep:
 
     def gateway_started(self) -> None:
         """Tell a new gateway what the old one knew; engines that were leaving end, nobody listens to them any more."""
-        self._agent.tell_gateway(self._policy)
+        self._agent.tell_gateway(self.policy)
         for engine in self.retired:
             _end(engine)
 
     async def _take_policy(self, policy: ipc.TakePolicy) -> dict[str, Any]:
         await _measured(self._agent.measure_taken(policy))
-        self._policy = policy
+        self.policy = policy
         self._agent.tell_gateway(policy)
         return {}
 

@@ -18,8 +18,9 @@ from casemate.device.core import Core
 from casemate.device.duty import Duty
 from casemate.device.engines import Engines
 from casemate.device.home import Home
-from casemate.device.plan import DevicePlan
+from casemate.device.plan import DevicePlan, Engine, ServedModel
 from casemate.device.processes import Processes
+from casemate.device.supervisor import RestartPolicy
 from casemate.errors import HostError
 from casemate.formats import ipc
 
@@ -200,6 +201,27 @@ def test_a_link_that_cannot_be_started_is_tried_again_and_takes_nothing_down() -
         assert world.processes.fatal is None
 
     scene(scenario, unable=("link",))
+
+
+def test_stock_is_taken_anew_when_another_generation_serves_and_only_then() -> None:
+    async def scenario(world: World) -> None:
+        taken: list[Any] = []
+
+        def stands(found: Any) -> None:
+            follower.running = found.running
+
+        follower = SimpleNamespace(running="a", stands=stands)
+        take_stock = lambda models, policies: taken.append((list(models), policies))  # noqa: E731
+        world.duty.respondent = SimpleNamespace(follower=follower, take_stock=take_stock)  # type: ignore[assignment]
+        engine = Engine(ServedModel("m", "", container="m.g2"), RestartPolicy(), digest="sha256:" + "0" * 64)
+        world.engines.by_name["m"] = engine
+        world.duty.stands({"running": "a"}, {})
+        assert taken == []
+        world.duty.stands({"running": "b"}, {"kitchen": "schema = 1"})
+        assert taken == [([(engine.model, engine.digest)], {"kitchen": "schema = 1"})]
+        world.duty.respondent = None
+
+    scene(scenario)
 
 
 @pytest.mark.parametrize(("role", "taken"), [("gateway", False), ("engine", False), ("link", False), ("vault", True)])
