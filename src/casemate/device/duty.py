@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # loaded for a member only: an agent that belongs to no fleet
 STOP_GRACE: Final = 0.7
 _WRAP_WITHIN: Final = 30.0
 _CONTACT_WITHIN: Final = 30.0
+_DROP_WITHIN: Final = 2.0
+"""Seconds that a quarantine waits for the TPM, which may be busy or stuck: five are promised for all of it."""
 LINK_PAUSE: Final = 60.0
 """Seconds before a link that keeps failing is tried again: a fleet must not be able to take its devices down."""
 
@@ -251,7 +253,9 @@ class Duty:
         for engine in engines.by_name.values():
             engine.child = engine.task = None
             engines.tell_down(engine, None)
-        await self._drop_keys()
+        with contextlib.suppress(TimeoutError):  # nothing is left that could use one, and the fence must not wait
+            async with asyncio.timeout(_DROP_WITHIN):
+                await self._drop_keys()
 
     async def resume(self) -> None:
         """Serve again after `hold`."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from casemate import config
-from casemate.device import channel
+from casemate.device import channel, duty
 from casemate.device.agent import Agent
 from casemate.device.children import ChildDied
 from casemate.device.core import Core
@@ -93,6 +93,7 @@ class World:
     def __init__(self, **options: Any) -> None:
         self.launchers = Launchers(**options)
         self.reported: list[str] = []
+        self.stuck = False
         settings = {"engine.context": 0, "engine.slots": 1}
         home = SimpleNamespace(path="/", id="h", fleet=None)
         plan = SimpleNamespace(
@@ -107,7 +108,9 @@ class World:
         self.engines = Engines(self.processes, self.core, self.duty.leases, self._nothing)
 
     async def _nothing(self, *_: Any, **__: Any) -> None:
-        """Do what a device without a TPM does."""
+        """Do what a device without a TPM does, or one whose TPM does not answer."""
+        if self.stuck:
+            await asyncio.Event().wait()
 
     async def start_vault(self) -> None:
         await self.processes.start("vault", {}, {})
@@ -162,6 +165,19 @@ def test_a_quarantine_that_comes_while_the_vault_starts_ends_that_start() -> Non
         await world.duty.resume()
         assert not world.engines.held
         assert "vault" in world.processes.children
+
+    scene(scenario)
+
+
+def test_a_tpm_that_is_stuck_does_not_hold_up_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duty, "_DROP_WITHIN", 0.01)
+
+    async def scenario(world: World) -> None:
+        world.launchers.ready.set()
+        await world.duty.begin()
+        world.stuck = True
+        await world.duty.hold()
+        assert world.launchers.children["vault"][0].killed.is_set()
 
     scene(scenario)
 
