@@ -108,6 +108,7 @@ class Core:
 
     async def _start_vault(self) -> None:
         processes = self._processes
+        self._vault_asked.clear()  # a new one owes nothing
         with await self._journal_link("vault") as journal:
             settings = {name: processes.plan.settings[f"engine.{name}"] for name in ("context", "slots")}
             await processes.start("vault", settings, {**processes.plan.unlock, "journal": journal.fileno()})
@@ -129,10 +130,11 @@ class Core:
                 await children["vault"].link.send(request, fds)
                 async with asyncio.timeout(deadline):
                     reply = await answer
-            except OperationError as error:  # not even sent
-                self._vault_asked.remove(answer)
-                raise ChildDied("the vault takes no question") from error
-            except (ChannelClosed, TimeoutError) as error:
+            except (ChannelClosed, OperationError) as error:  # it does not have the question: nothing is owed
+                with contextlib.suppress(ValueError):
+                    self._vault_asked.remove(answer)
+                raise ChildDied("the vault did not answer") from error
+            except TimeoutError as error:
                 raise ChildDied("the vault did not answer") from error
         if isinstance(reply, ChildDied):
             raise ChildDied("the vault ended before it answered")

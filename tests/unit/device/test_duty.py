@@ -208,6 +208,27 @@ def test_a_late_answer_of_the_vault_is_not_the_answer_to_the_next_question() -> 
     scene(scenario)
 
 
+def test_a_question_to_a_vault_that_is_gone_takes_no_answer_of_the_next_one() -> None:
+    async def scenario(world: World) -> None:
+        world.launchers.ready.set()
+        await world.duty.begin()
+        first = world.processes.children["vault"]
+        world.launchers.children["vault"][0].kill()
+        world.launchers.links["vault"].close()
+        with pytest.raises(ChildDied):  # its end may be known already, or become known by the question
+            await world.core.ask_vault(ipc.ListContainers(1), (), 60)
+        await happens(lambda: first.link.socket.fileno() < 0)
+        with pytest.raises(ChildDied):  # it is known to be gone, and the next is not there yet
+            await world.core.ask_vault(ipc.ListContainers(2), (), 60)
+        await happens(lambda: world.processes.children["vault"] is not first)
+        asked = asyncio.ensure_future(world.core.ask_vault(ipc.ListContainers(3), (), 60))
+        await world.launchers.heard.get()
+        await world.launchers.links["vault"].send(ipc.Containers(3, ()))
+        assert (await asked).id == 3
+
+    scene(scenario)
+
+
 def test_a_link_that_cannot_be_started_is_tried_again_and_takes_nothing_down() -> None:
     async def scenario(world: World) -> None:
         world.duty.respondent = SimpleNamespace(link_settings=dict)  # type: ignore[assignment]
