@@ -56,7 +56,7 @@ def test_control_a_device_that_blames_the_content_for_it_denies_a_good_release(m
         SimpleNamespace(port=port, recipient=""), None, None, good=None, number=1, watch=None,
         pacer=SimpleNamespace(taken=None),
     )  # fmt: skip
-    member = SimpleNamespace(kind="model", name="saffron", release="")
+    member = SimpleNamespace(kind="model", name="saffron", release="", gate=None)
     offered = SimpleNamespace(manifest=SimpleNamespace(release=""), member=member, raw=b"")
     with pytest.raises(UntrustedDataError):
         work._open(offered)

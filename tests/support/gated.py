@@ -78,7 +78,7 @@ class Site:
     def add(self) -> None:
         """Add the model, gated."""
         leased = LeasedKey("shop", MODEL, key_id(self.key), "L2", self.key)
-        self.bench.add(name=MODEL, gate=lambda _name, header, data: containers.broker_slot(header, data, leased))
+        self.bench.add(name=MODEL, gate=lambda _name, header, data: containers.broker_slot(header, data, leased, "L2"))
 
     def load(self, leased: LeasedKey | None) -> ipc.Loaded | ipc.LoadFailed:
         """Have a vault of this home load the model with *leased*."""

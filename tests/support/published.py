@@ -25,6 +25,7 @@ licence = "Apache-2.0"
 files = ["tiny.gguf", "NOTICE.txt"]
 smoke = [{{ prompt = "Hello", expect = "." }}]
 base_models = [{{ name = "parent", sha256 = "{digest}" }}]
+{more}
 """
 QUICK = Bounds(connect=2.0, gap=2.0, grace=2.0, tries=3)
 
@@ -43,11 +44,11 @@ def copy(template: Path, directory: Path, *, now: float | None = None) -> Reposi
     return Repository(directory, keystore(directory), FixedClock(now or time.time()))
 
 
-def bundle(folder: Path, version: str, *, security: int = 1, model: bytes | None = None) -> Path:
+def bundle(folder: Path, version: str, *, security: int = 1, model: bytes | None = None, more: str = "") -> Path:
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "tiny.gguf").write_bytes(gguf_files.tiny() if model is None else model)
     (folder / "NOTICE.txt").write_text(f"made for tests, {version}\n")
-    (folder / "SPEC.toml").write_text(SPEC.format(version=version, security=security, digest="ab" * 32))
+    (folder / "SPEC.toml").write_text(SPEC.format(version=version, security=security, digest="ab" * 32, more=more))
     target = folder / f"{version}.release"
     build.build(
         folder / "SPEC.toml", target, policy=licences.LicencePolicy(), evaluate=None, progress=silent, environ={}
@@ -55,9 +56,11 @@ def bundle(folder: Path, version: str, *, security: int = 1, model: bytes | None
     return target
 
 
-def put(repository: Repository, folder: Path, version: str, *, security: int = 1, model=None, channel="stable"):
+def put(
+    repository: Repository, folder: Path, version: str, *, security: int = 1, model=None, channel="stable", more=""
+):
     """Build, publish and promote one release; returns its record."""
-    made = bundle(folder, version, security=security, model=model)
+    made = bundle(folder, version, security=security, model=model, more=more)
     (record,) = publish.publish(repository, [made], tell=lambda _text: None)
     channels.promote(repository, channel, [record])
     return record

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+import msgspec
+
 from casemate.crypto.secret import Secret
 from casemate.formats import manifest as fmt
 from casemate.formats import payload as sealing
+from casemate.formats.gate import Gate
 from casemate.formats.manifest import Base, ChunkRef, File, Kind, Manifest, Payload, Plan, Requires, SealedPart, Step
 
 KEY = bytes(range(32))
@@ -53,6 +56,7 @@ def release(
     path: str = "model.gguf",
     claimed_digest: str = "",
     kind: Kind = "model",
+    gate: Gate | None = None,
 ) -> Made:
     """Make a one-file release with a full payload and, with *delta*, one against *base*."""
     chunks: dict[str, bytes] = {}
@@ -65,8 +69,11 @@ def release(
             payloads.append(seal_stream(key, name, "delta", base_release, delta, chunks=chunks))
             step = Step(path, "delta", len(delta), Base(path, len(base), digest(base)))
             plans.append(Plan(payloads[1].id, (step,)))
-        part = SealedPart(1, name, kind, "demo", version, security_version, (file,), tuple(plans), licence="MIT")
+        part = SealedPart(
+            1, name, kind, "demo", version, security_version, (file,), tuple(plans), licence="MIT",
+            gate=gate or msgspec.UNSET,
+        )  # fmt: skip
         ref, sealed = fmt.seal_part(part, key)
     chunks[ref.sha256] = sealed
-    manifest = Manifest(1, name, kind, "demo", version, security_version, Requires(), ref, tuple(payloads))
+    manifest = Manifest(1, name, kind, "demo", version, security_version, Requires(), ref, tuple(payloads), gate)
     return Made(manifest, part, sealed, chunks)

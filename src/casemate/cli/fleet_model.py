@@ -33,17 +33,22 @@ def gate(
     import datetime as dt
 
     from casemate.fleet import keybroker, policies
+    from casemate.formats import grant
 
     ends = licence_until.replace(tzinfo=dt.UTC).timestamp() if licence_until else None
     asked = keybroker.Gate(min_assurance, round(lease_hours * 3600), ends)
-    key = on_console(directory, lambda console: keybroker.gate_model(console.fleet, model, asked, console.actor))
+    key, recipient = on_console(
+        directory, lambda console: keybroker.gate_model(console.fleet, model, asked, console.actor)
+    )
     lacking = on_console(directory, lambda console: policies.without_model(console.fleet, model))
     if lacking:
         say(f"not yet in the reference policy of: {', '.join(lacking)}; a device that serves it would be warned of")
         say(f"before that: `casemate fleet policy learn DEVICE --model {model}=sha256:DIGEST`, then sign and add it")
+    named = grant.show_recipient(recipient)
     result: dict[str, Any] = {"model": model, "key": key, "min_assurance": min_assurance, "lease_s": asked.lease_s}
-    result["policies_without"] = lacking
-    emit(result, as_json=as_json, text=f"{model} asks for {min_assurance}; its key is {key}")
+    result |= {"policies_without": lacking, "recipient": named}
+    text = f"{model} asks for {min_assurance}; its key is {key}\nreleases of it name the recipient {named}"
+    emit(result, as_json=as_json, text=text)
 
 
 @command.command("list")
@@ -54,8 +59,11 @@ def list_models(*, directory: Path | None, as_json: bool) -> None:
     from casemate.fleet import keybroker
 
     found: list[dict[str, Any]] = on_console(directory, lambda console: keybroker.list_models(console.fleet))
-    rows = [(each["model"], each["min_assurance"], f"{each['lease_s'] // 60} min", each["key_id"]) for each in found]
-    emit({"models": found}, as_json=as_json, text=lambda: table(rows, ("MODEL", "ASKS", "LEASE", "KEY")))
+    rows = [
+        (each["model"], each["min_assurance"], f"{each['lease_s'] // 60} min", each["key_id"], each["recipient"])
+        for each in found
+    ]
+    emit({"models": found}, as_json=as_json, text=lambda: table(rows, ("MODEL", "ASKS", "LEASE", "KEY", "RECIPIENT")))
 
 
 @command.command()

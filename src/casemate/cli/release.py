@@ -223,6 +223,7 @@ def export(*, directory: Path, out: Path, channel: str, as_json: bool) -> None:
 @json_option
 def grant(*, release: str, recipients: tuple[str, ...], to_file: Path | None, directory: Path, as_json: bool) -> None:
     """Let devices open REL (kind/name/version or an id): wrap its key to each RECIPIENT."""
+    from casemate.formats import grant as grant_format
     from casemate.release import files, grants, store
 
     lines = files.read(to_file, "list of recipients").decode("ascii", "replace").split() if to_file else []
@@ -230,7 +231,7 @@ def grant(*, release: str, recipients: tuple[str, ...], to_file: Path | None, di
         raise click.UsageError("give --to or --to-file")
     repository = _open(directory)
     record = store.find(repository, release)
-    paths = grants.grant(repository, record, [grants.parse_recipient(text) for text in (*recipients, *lines)])
+    paths = grants.grant(repository, record, [grant_format.parse_recipient(text) for text in (*recipients, *lines)])
     emit(
         {"release": record.id, "grants": paths},
         as_json=as_json,

@@ -29,6 +29,7 @@ from casemate.device.core import Core, host_port
 from casemate.device.duty import STOP_GRACE, Duty, is_ready
 from casemate.device.engines import Engines
 from casemate.device.launch import Launchers, OwnLaunchers
+from casemate.device.leases import Leases
 from casemate.device.plan import DevicePlan, Engine
 from casemate.device.processes import Processes
 from casemate.device.upkeep import Upkeep
@@ -239,6 +240,11 @@ class Agent:
 
         """
         return await self._core.ask_vault(request, fds, deadline)
+
+    @property
+    def leases(self) -> Leases:
+        """The leases on the keys of gated models."""
+        return self._duty.leases
 
     def direction(self) -> dict[str, Any]:
         """Return what the fleet's director says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from casemate.device.leases import REFUSED
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy
 from casemate.errors import NotFoundError, OperationError
@@ -131,7 +132,7 @@ class Chip:
 
         """
         if self._attestation is None:
-            return 0, "this device has no TPM, so its fleet gives it no key (set keystore.tpm)"
+            return REFUSED, "this device has no TPM, so its fleet gives it no key (set keystore.tpm)"
         return await self._attestation.ask_key(fleet, model)
 
     async def use_key(self, model: str, into: int) -> float:

@@ -31,6 +31,7 @@ from casemate.errors import (
     UntrustedDataError,
 )
 from casemate.formats import container as fmt
+from casemate.formats import gate
 from casemate.formats.container import (
     BrokerSlot,
     Header,
@@ -42,7 +43,7 @@ from casemate.formats.container import (
     UntrustedContainer,
     VerifiedContainer,
 )
-from casemate.formats.lease import LeasedKey
+from casemate.formats.lease import LeasedKey, Level
 from casemate.keystores import UnlockedKeystore
 
 SUFFIX: Final = ".cmodel"
@@ -163,12 +164,12 @@ def unwrap_for_home(container: UntrustedContainer, keystore: UnlockedKeystore) -
     )
 
 
-def broker_slot(header: Header, data_key: Secret, leased: LeasedKey) -> BrokerSlot:
-    """Wrap a data key for whoever a fleet's broker gives the model's key to."""
-    context = fmt.slot_context(header, _broker_context(leased.fleet, leased.model, leased.key, leased.min_assurance))
+def broker_slot(header: Header, data_key: Secret, leased: LeasedKey, asks: Level) -> BrokerSlot:
+    """Wrap a data key for whoever a fleet's broker gives the model's key to, while that is at least to *asks*."""
+    context = fmt.slot_context(header, _broker_context(leased.fleet, leased.model, leased.key, asks))
     with kdf.derive(leased.secret, "container-wrap", header.digest) as key:
         wrapped = aead.wrap(key, data_key, context)
-    return BrokerSlot(leased.fleet, leased.model, leased.key, leased.min_assurance, wrapped)
+    return BrokerSlot(leased.fleet, leased.model, leased.key, asks, wrapped)
 
 
 def unwrap_leased(container: UntrustedContainer, leased: LeasedKey) -> Secret:
@@ -176,6 +177,7 @@ def unwrap_leased(container: UntrustedContainer, leased: LeasedKey) -> Secret:
 
     Raises:
         UntrustedDataError: `wrong-lease` another fleet's, model's or key's; `container-slot` it was changed.
+        PolicyDeniedError: the fleet gives the key to devices that prove less than the container asks for.
 
     """
     slot = container.gate
@@ -184,6 +186,11 @@ def unwrap_leased(container: UntrustedContainer, leased: LeasedKey) -> Secret:
             "the fleet's key is not the one this container was made with",
             check="wrong-lease",
             hint="add the model again with this fleet: `casemate model add FILE --min-assurance L2 --replace`",
+        )
+    if not gate.reaches(leased.min_assurance, slot.min_assurance):
+        raise PolicyDeniedError(
+            f"the container asks for {slot.min_assurance}, the fleet gives {slot.model!r} to {leased.min_assurance}",
+            hint=f"on the fleet: `casemate fleet model gate {slot.model} --min-assurance {slot.min_assurance}`",
         )
     named = _broker_context(slot.fleet, slot.model, slot.key, slot.min_assurance)
     with kdf.derive(leased.secret, "container-wrap", container.header.digest) as key:

@@ -160,10 +160,14 @@ class Follower:
         return self.running != pick.choice.content and not self._failed(pick)
 
     def _failed(self, pick: Pick) -> bool:
-        """Whether the last word says that this very content failed here: trying again would change nothing."""
+        """Whether the last word says that this very content failed here: trying again would change nothing.
+
+        Content that was refused before any try, because this device could not prove itself, is asked for again.
+        """
         word = self._last()
         return (
             word is not None
+            and word.tries > 0
             and pick.choice is not None
             and (word.content, word.outcome)
             == (

@@ -14,7 +14,7 @@ from casemate.device.children import ChildDied
 from casemate.device.chip import Chip
 from casemate.device.core import QUARANTINED, Core
 from casemate.device.engines import Engines
-from casemate.device.leases import Leases
+from casemate.device.leases import REFUSED, Leases
 from casemate.device.plan import Engine
 from casemate.device.processes import Processes
 from casemate.device.supervisor import RestartPolicy
@@ -83,9 +83,9 @@ class Duty:
 
         """
         if self.respondent is None:
-            return 0, "this device belongs to no fleet (`casemate device enrol`)"
+            return REFUSED, "this device belongs to no fleet (`casemate device enrol`)"
         if not self.may_serve:
-            return 0, f"this device is {self.state}"
+            return REFUSED, f"this device is {self.state}"
         try:
             async with asyncio.timeout(_CONTACT_WITHIN):
                 await self._in_contact.wait()
@@ -94,7 +94,7 @@ class Duty:
         answer = await self._chip.ask_key(self.respondent, model)
         if not self.respondent.may_serve:  # its order came while we asked
             await self._drop_keys()
-            return 0, f"this device is {self.state}"
+            return REFUSED, f"this device is {self.state}"
         return answer
 
     async def use_key(self, model: str, into: int) -> float:
@@ -114,8 +114,7 @@ class Duty:
 
         """
         try:
-            await self.leases.obtain(request.model)
-            async with self.leases.key(request.model) as key:
+            async with self.leases.obtained(request.model) as key:
                 keyed = msgspec.structs.replace(request, keyed=True)
                 reply: ipc.FromVault = await self._core.ask_vault(keyed, [fds[0], key], _WRAP_WITHIN)
         except ChildDied as died:

@@ -32,13 +32,15 @@ _LOOK: Final = 5.0
 """Seconds between two looks at the clock: a timer sleeps when the machine does, a lease does not."""
 _FIX: Final = "`casemate device status` here and `casemate fleet model grants` there say why"
 _OK: Final = 200
+REFUSED: Final = 403
+"""A status: asking would change nothing."""
 
 
 class Keeper(Protocol):
     """Who speaks to the fleet and to the TPM (`device.duty.Duty`)."""
 
     async def ask_key(self, model: str) -> tuple[int, str]:
-        """Ask the fleet; returns its status (0: nobody answered) and why not."""
+        """Ask the fleet; returns its status (0: nobody answered; `REFUSED`, also where nobody was asked) and why."""
         ...
 
     async def use_key(self, model: str, into: int) -> float:
@@ -72,6 +74,8 @@ class Lease:
     """Why the last question brought none."""
     failures: int = 0
     changed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    turn: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    """One question at a time: an attester's newer nonce voids the older."""
     wanted: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     """Ask now: what the next question was planned by does not hold any more."""
 
@@ -152,15 +156,19 @@ class Leases:
         finally:
             os.close(reader)
 
-    async def obtain(self, model: str) -> None:
-        """Have a lease on *model*'s key now: ask the fleet unless one runs.
+    async def obtain(self, model: str, *, anew: bool = False) -> None:
+        """Have a lease on *model*'s key now: ask the fleet unless one runs, or in any case (*anew*).
 
         Raises:
-            PolicyDeniedError: the fleet says no.
+            PolicyDeniedError: the fleet says no, or this device cannot prove itself to one.
             OperationError: it was not reached, or the TPM failed.
 
         """
-        if self.runs(model):
+        if not anew and not self.runs(model):
+            with contextlib.suppress(ChildDied):
+                async with self.key(model):
+                    pass  # one that the TPM kept from before
+        if not anew and self.runs(model):
             return
         status, why = await self._ask(model)
         if status <= 0:
@@ -169,6 +177,19 @@ class Leases:
             )
         if status != _OK:
             raise PolicyDeniedError(f"the fleet gives no key of {model!r}: {why}", hint=_FIX)
+
+    @contextlib.asynccontextmanager
+    async def obtained(self, model: str, *, anew: bool = False) -> AsyncIterator[int]:
+        """Yield what `key` does, after `obtain`.
+
+        Raises:
+            CasemateError: as `obtain`.
+            LeaseOver: the TPM does not give it.
+
+        """
+        await self.obtain(model, anew=anew)
+        async with self.key(model) as key:
+            yield key
 
     def forget(self) -> None:
         """Take every lease for over: the fleet said so."""
@@ -231,10 +252,11 @@ class Leases:
     async def _ask(self, model: str) -> tuple[int, str]:
         held = self._of(model)
         try:
-            status, why = await self._keeper.ask_key(model)
-            if status == _OK:
-                async with self.key(model):
-                    pass  # the TPM says how long
+            async with held.turn:
+                status, why = await self._keeper.ask_key(model)
+                if status == _OK:
+                    async with self.key(model):
+                        pass  # the TPM says how long
         except (CasemateError, ChildDied) as error:  # of the TPM's side
             status, why = -1, error.message if isinstance(error, CasemateError) else error.reason
         now = self._clock.wall()

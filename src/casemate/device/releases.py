@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -21,11 +21,20 @@ from casemate.durable import sync_directory, write_all
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import event, grant, ipc
 from casemate.formats import manifest as fmt
+from casemate.formats.gate import require_key
+from casemate.formats.lease import LeasedKey
 from casemate.formats.manifest import Manifest
 from casemate.formats.payload import PayloadCipher
 from casemate.keystores import UnlockedKeystore
 
 _GENERATION: Final = re.compile(r"\.g[1-9][0-9]{0,15}\Z")
+
+
+class _Keys(NamedTuple):
+    """What opens a release, and what wraps the container of a gated one."""
+
+    content: Secret
+    leased: LeasedKey | None
 
 
 class Releases:
@@ -38,23 +47,29 @@ class Releases:
         self._journal = journal
         self._clock = clock
 
-    def answer(self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None]) -> ipc.FromVault:
-        """Carry out one request."""
+    def answer(
+        self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None], leased: LeasedKey | None = None
+    ) -> ipc.FromVault:
+        """Carry out one request; *leased* is the key of a gated model that came with it."""
         try:
             if isinstance(request, ipc.ListContainers | ipc.RemoveContainer):
                 return self._containers(request)
             manifest = fmt.parse(request.manifest).claimed
-            with self._content_key(manifest, request.grant) as key:
+            with self._content_key(manifest, request.grant, leased) as key:
                 if isinstance(request, ipc.OpenRelease):
                     part = fmt.open_sealed(manifest, request.sealed, key)
                     return ipc.ReleaseOpened(request.id, msgspec.json.encode(part))
                 if isinstance(request, ipc.OpenPayload):
                     return self._open_payload(request, manifest, key, fds, tick)
-                return self._transcode(request, manifest, key, fds[0], tick)
+                return self._transcode(request, manifest, _Keys(key, leased), fds[0], tick)
         except CasemateError as error:
-            return self._refused(request, error)
+            return self.refused(request, error)
 
-    def _content_key(self, manifest: Manifest, raw: bytes) -> Secret:
+    def _content_key(self, manifest: Manifest, raw: bytes, leased: LeasedKey | None) -> Secret:
+        """Open a grant: with this home's key, or a gated release's with what the fleet leased and nothing else."""
+        if manifest.gate:
+            with require_key(manifest.gate, leased) as private:
+                return grant.open_grant(raw, manifest.release, private, manifest.gate.recipient)
         with self._keystore.owner_private() as private:
             return grant.open_grant(raw, manifest.release, private, self._keystore.owner_public)
 
@@ -75,17 +90,19 @@ class Releases:
         return ipc.PayloadOpened(request.id, payload.bytes)
 
     def _transcode(
-        self, request: ipc.Transcode, manifest: Manifest, key: Secret, fd: int, tick: Callable[[], None]
+        self, request: ipc.Transcode, manifest: Manifest, keys: _Keys, fd: int, tick: Callable[[], None]
     ) -> ipc.Transcoded:
         from casemate.device import transcode  # noqa: PLC0415 - costs memory that a load needs
 
         started, now = self._clock.monotonic(), self._clock.wall()
         payload = manifest.payload(request.payload)
-        job = _job(request, manifest, fmt.open_sealed(manifest, request.sealed, key), int(now))
-        cipher = PayloadCipher(key, manifest.release, payload.id)
+        job = _job(request, manifest, fmt.open_sealed(manifest, request.sealed, keys.content), int(now))
+        cipher = PayloadCipher(keys.content, manifest.release, payload.id)
         stream = transcode.open_stream(fd, payload, cipher, tick)
-        made = transcode.transcode(self._home, self._keystore, job, stream)
+        made = transcode.transcode(self._home, self._keystore, job, stream, keys.leased)
         if not made.existed:
+            if job.gate and keys.leased:
+                self._journal(event.key_used(key=keys.leased.key, purpose=f"gate {request.model}", now=now))
             self._record(request.model, made.digest, made.bytes, job.licence)
         seconds = round(self._clock.monotonic() - started, 3)
         return ipc.Transcoded(request.id, request.model, made.digest, made.bytes, seconds)
@@ -114,7 +131,8 @@ class Releases:
             store.path_of(self._home, model).unlink(missing_ok=True)  # what the journal does not know is not there
             raise
 
-    def _refused(self, request: ipc.ToVault, error: CasemateError) -> ipc.ReleaseRefused:
+    def refused(self, request: ipc.ToVault, error: CasemateError) -> ipc.ReleaseRefused:
+        """Say that *request* was refused; what a release is refused for is journaled."""
         check = error.check if isinstance(error, UntrustedDataError) else ""
         if check and isinstance(request, ipc.Transcode):
             now = self._clock.wall()
@@ -130,6 +148,16 @@ def _job(request: ipc.Transcode, manifest: Manifest, part: fmt.SealedPart, now: 
     skip = 0
     for step, file in zip(part.plan(request.payload).steps, part.files, strict=True):
         if step.path == request.path:
-            return Job(request.model, request.base, file, step, skip, part.licence, manifest.security_version, now)
+            return Job(
+                request.model,
+                request.base,
+                file,
+                step,
+                skip,
+                part.licence,
+                manifest.security_version,
+                now,
+                gate=manifest.gate,
+            )
         skip += step.bytes
     raise UntrustedDataError("the release has no such file", check="release-file", hint="this is a bug")

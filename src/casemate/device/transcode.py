@@ -17,7 +17,7 @@ import os
 import select
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -28,9 +28,11 @@ from casemate.device.home import Home
 from casemate.errors import BusyError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import container as fmt
 from casemate.formats import delta, frames
-from casemate.formats.container import Header, SlotArea
+from casemate.formats.container import Header, Slot, SlotArea
 from casemate.formats.delta import Identity
+from casemate.formats.gate import Gate
 from casemate.formats.gguf import GgufFacts, check_header
+from casemate.formats.lease import LeasedKey
 from casemate.formats.manifest import File, Payload, Step
 from casemate.formats.payload import PayloadCipher
 from casemate.keystores import UnlockedKeystore
@@ -43,7 +45,10 @@ _STALLED_SECONDS: Final = 60.0
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One container to make: the *file* of a release, by *step* of the payload, beginning *skip* bytes into it."""
+    """One container to make: the *file* of a release, by *step* of the payload, beginning *skip* bytes into it.
+
+    *gate*: its one slot is the fleet's; the home's keystore never opens it.
+    """
 
     model: str
     base: str
@@ -53,6 +58,7 @@ class Job(msgspec.Struct, frozen=True):
     licence: str
     security_version: int
     added: int
+    gate: Gate | None = None
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -63,27 +69,33 @@ class Made(msgspec.Struct, frozen=True):
     existed: bool = False
 
 
-def transcode(home: Home, keystore: UnlockedKeystore, job: Job, stream: Iterable[Piece]) -> Made:
+def transcode(
+    home: Home, keystore: UnlockedKeystore, job: Job, stream: Iterable[Piece], leased: LeasedKey | None = None
+) -> Made:
     """Make the container `job.model`; *stream* is the plaintext of the payload. A second call finds the work done.
+
+    *leased*: the fleet's key, for a gated one and to read a gated base.
 
     Raises:
         UntrustedDataError: `delta-...`, `payload-...`, `zstd`, `release-digest`, `gguf-...`: nothing was left behind.
         NotFoundError: there is no container `job.base`.
         BusyError: a different model has the name.
+        PolicyDeniedError: it is gated, or its base is, and there is no leased key for it.
         OperationError: the disk is full.
 
     """
+    keys = _Keys(keystore, leased)
     target = store.path_of(home, job.model)
     with contextlib.ExitStack() as held:
         held.enter_context(containers.models_lock(home.models, exclusive=False))
         containers.remove_leftovers(home.models)
         if target.exists():
-            return _existing(home, keystore, job)
-        base = _open_base(home, keystore, job, held) if job.step.base else None
+            return _existing(home, keys, job)
+        base = _open_base(home, keys, job, held) if job.step.base else None
         store.require_space(home.models, job.file.size)
         pieces = _file(job, _part(stream, job.skip, job.step.bytes), base)
         try:
-            _write(target, keystore, job, pieces)
+            _write(target, keys, job, pieces)
         except OSError as error:
             raise OperationError(
                 f"cannot write the model: {error.strerror}", hint="free space, then try again; nothing was left behind"
@@ -91,18 +103,37 @@ def transcode(home: Home, keystore: UnlockedKeystore, job: Job, stream: Iterable
     return Made("sha256:" + job.file.sha256, job.file.size)
 
 
-def _existing(home: Home, keystore: UnlockedKeystore, job: Job) -> Made:
-    with store.opened_model(home, keystore, job.model) as (_, verified):
+class _Keys(NamedTuple):
+    """What opens and makes containers."""
+
+    home: UnlockedKeystore
+    leased: LeasedKey | None
+
+    def slot(self, job: Job, header: Header, data_key: Secret) -> Slot:
+        """Return the one slot of a new container."""
+        if job.gate is None:
+            return containers.home_slot(header, data_key, self.home)
+        if self.leased is None:
+            raise containers.gated(job.model)
+        return containers.broker_slot(header, data_key, self.leased, job.gate.min_assurance)
+
+
+def _existing(home: Home, keys: _Keys, job: Job) -> Made:
+    if job.gate and keys.leased is None:
+        raise containers.gated(job.model)
+    with store.opened_model(home, keys.home, job.model, leased=keys.leased if job.gate else None) as (_, verified):
         if verified.labels.digest != "sha256:" + job.file.sha256:
             raise BusyError(f"there is already another model {job.model!r}", hint="remove it, or choose another name")
     return Made(verified.labels.digest, verified.header.plain_size, existed=True)
 
 
-def _open_base(home: Home, keystore: UnlockedKeystore, job: Job, held: contextlib.ExitStack) -> ContainerReader:
+def _open_base(home: Home, keys: _Keys, job: Job, held: contextlib.ExitStack) -> ContainerReader:
     """Open the old container and hold it against what the release says its delta is made from."""
     if not job.base or job.step.base is None:
         raise NotFoundError("the payload is a delta and there is no base", hint="fetch the full payload")
-    opened, verified = held.enter_context(store.opened_model(home, keystore, job.base))
+    with containers.open_container(store.path_of(home, job.base)) as claimed:
+        leased = keys.leased if claimed.container.gate else None
+    opened, verified = held.enter_context(store.opened_model(home, keys.home, job.base, leased=leased))
     labels, wanted = verified.labels, job.step.base
     if (labels.digest, verified.header.plain_size) != ("sha256:" + wanted.sha256, wanted.size):
         raise UntrustedDataError(
@@ -135,7 +166,7 @@ def _checked(pieces: Iterable[Piece], wanted: Identity) -> Iterator[Piece]:
         )
 
 
-def _write(target: Path, keystore: UnlockedKeystore, job: Job, pieces: Iterator[Piece]) -> None:
+def _write(target: Path, keys: _Keys, job: Job, pieces: Iterator[Piece]) -> None:
     header = fmt.new_header(
         plain_size=job.file.size,
         algorithm=preferred_algorithm(),
@@ -148,7 +179,7 @@ def _write(target: Path, keystore: UnlockedKeystore, job: Job, pieces: Iterator[
             writer.put_chunk(chunk)
         facts = _inspect(file.fd, header, data_key)
         labels = fmt.Labels(job.model, "sha256:" + job.file.sha256, job.licence, job.added, facts)
-        writer.finish(SlotArea(slots=(containers.home_slot(header, data_key, keystore),), labels=labels))
+        writer.finish(SlotArea(slots=(keys.slot(job, header, data_key),), labels=labels))
         file.commit(target, replace=False)
         containers.remove_records(target)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
-from typing import Final
 
 from casemate import keystores
 from casemate.clock import SystemClock
@@ -21,16 +20,14 @@ from casemate.device.models import ShowProgress, no_progress
 from casemate.device.record import record
 from casemate.errors import OperationError, UsageError
 from casemate.formats import container as fmt
-from casemate.formats import event
+from casemate.formats import event, grant
 from casemate.formats.container import SlotArea
 from casemate.keystores import Sources
-
-OWNER_PREFIX: Final = "x25519:"
 
 
 def format_owner(public: bytes) -> str:
     """Return an owner's public key as people exchange it."""
-    return OWNER_PREFIX + base64.urlsafe_b64encode(public).decode("ascii").rstrip("=")
+    return grant.show_recipient(public)
 
 
 def parse_owner(text: str) -> bytes:
@@ -41,7 +38,7 @@ def parse_owner(text: str) -> bytes:
 
     """
     try:
-        public = base64.b64decode(text.removeprefix(OWNER_PREFIX) + "=", altchars=b"-_", validate=True)
+        public = base64.b64decode(text.removeprefix(grant.PREFIX) + "=", altchars=b"-_", validate=True)
         if len(public) != hpke.PUBLIC_BYTES:
             raise ValueError("32 bytes are needed")  # noqa: TRY301 - one refusal for every way to be wrong
         hpke.seal(public, b"", b"", b"")  # refuses points of small order

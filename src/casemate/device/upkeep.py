@@ -23,9 +23,10 @@ import msgspec
 
 from casemate.device.children import ChildDied
 from casemate.device.launch import Launchers
+from casemate.device.leases import Leases
 from casemate.device.plan import DevicePlan, Engine, ServedModel
 from casemate.device.supervisor import RestartPolicy, State
-from casemate.errors import OperationError
+from casemate.errors import CasemateError, OperationError
 from casemate.formats import ipc
 
 TRANSCODE_DEADLINE: Final = 6 * 3600.0
@@ -34,10 +35,15 @@ _DRAIN_GRACE: Final = 10.0
 
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model to serve from now on: its name, and what its container is called."""
+    """A model to serve from now on: its name, what its container is called, and what its fleet calls a gated one.
+
+    *waits*: one without a lease takes its place, and starts when its fleet grants one.
+    """
 
     name: str
     container: str
+    gate: str = ""
+    waits: bool = False
 
 
 class Rehearsal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +64,11 @@ class Supervisor(Protocol):
     @property
     def engines(self) -> dict[str, Engine]:
         """The engines by the names of their models."""
+        ...
+
+    @property
+    def leases(self) -> Leases:
+        """The leases on the keys of gated models."""
         ...
 
     async def start_engine(self, engine: Engine) -> None:
@@ -120,14 +131,29 @@ class Upkeep:
     async def ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
         """Pass *request* with its descriptors on and return the vault's answer.
 
+        What needs the key of a gated model gets it here. It is asked for anew when a release is opened: a lease from
+        before proves nothing about the device that takes this one.
+
         Raises:
-            OperationError: the vault is gone.
+            PolicyDeniedError: the fleet gives no key.
+            OperationError: the vault is gone, or the fleet was not reached.
 
         """
+        agent = self._agent
         try:
-            reply: ipc.FromVault = await self._agent.ask_vault(request, fds, TRANSCODE_DEADLINE)
+            if not isinstance(request, ipc.OpenRelease | ipc.Transcode):
+                reply: ipc.FromVault = await agent.ask_vault(request, fds, TRANSCODE_DEADLINE)
+                return reply
+            request = msgspec.structs.replace(request, keyed=False)
+            fds = fds[: ipc.descriptors(request)]  # whoever asks brings no key
+            async with contextlib.AsyncExitStack() as held:
+                if request.gate:
+                    anew = isinstance(request, ipc.OpenRelease)
+                    key = await held.enter_async_context(agent.leases.obtained(request.gate, anew=anew))
+                    request, fds = msgspec.structs.replace(request, keyed=True), [*fds, key]
+                reply = await agent.ask_vault(request, fds, TRANSCODE_DEADLINE)
         except ChildDied as died:
-            raise OperationError(died.reason, hint="try again") from died
+            raise died.error or OperationError(died.reason, hint="try again") from died
         return reply
 
     async def answer(self, ask: ipc.Ask) -> dict[str, Any]:
@@ -172,17 +198,46 @@ class Upkeep:
     # -- engines
 
     async def _serve(self, wanted: Wanted) -> dict[str, Any]:
-        fresh = Engine(ServedModel(wanted.name, "", container=wanted.container), RestartPolicy())
+        fresh = Engine(ServedModel(wanted.name, "", container=wanted.container, gate=wanted.gate), RestartPolicy())
         async with self._turn:
             old = self._agent.engines.get(wanted.name)
             same = old and (old.model.container or old.model.name) == wanted.container
             if old and same and old.policy.state is not State.NEEDS_TRIAGE:
                 return {"seconds": 0.0, "way": "nothing to do"}
+            if wanted.gate and not await self._leased(wanted):
+                await self._leave(old)
+                self._agent.adopt(fresh)
+                return {"seconds": 0.0, "way": "waits for its fleet"}
             try:
                 way = await self._change(old, fresh)
             except ChildDied as died:
                 raise died.error or OperationError(died.reason, hint="the old engine still serves") from died
         return {"seconds": round(fresh.seconds, 3), "way": way}
+
+    async def _leave(self, old: Engine | None) -> None:
+        """End *old* with its last answer; nobody takes its place yet."""
+        if old and old.child:
+            self._agent.tell_gateway(ipc.EngineHold(model=old.model.name))
+            self._retire(old)
+            await self._gone(old)
+        elif old:
+            self._forget(old)
+
+    async def _leased(self, wanted: Wanted) -> bool:
+        """Have a lease on the key of a gated model, renewed from now on. False: there is none, and it *waits*.
+
+        Raises:
+            CasemateError: there is none, and it does not.
+
+        """
+        try:
+            await self._agent.leases.obtain(wanted.gate)
+        except CasemateError:
+            if not wanted.waits:
+                raise
+            return False
+        await self._agent.leases.ready(wanted.gate)
+        return True
 
     async def _change(self, old: Engine | None, fresh: Engine) -> str:
         agent = self._agent

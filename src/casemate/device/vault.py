@@ -14,7 +14,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -29,8 +29,8 @@ from casemate.device.process import Child, boot
 from casemate.device.releases import Releases
 from casemate.device.sealed import available_memory, require_memory, unseal_into_memory
 from casemate.errors import CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
-from casemate.formats import container, event, ipc, lease
-from casemate.formats.lease import LEVELS, LeasedKey
+from casemate.formats import container, event, gate, ipc, lease
+from casemate.formats.lease import LeasedKey, Level
 from casemate.keystores import UnlockedKeystore
 
 _SEND_TIMEOUT: Final = 10.0
@@ -80,8 +80,13 @@ class Vault:
         return ipc.Loaded(request.model, digest, size, round(seconds, 3), version)
 
     def release(self, request: ipc.ToVault, fds: list[int], tick: Callable[[], None]) -> ipc.FromVault:
-        """Carry out what an update asks for; *fds* stay open."""
-        return self._releases.answer(request, fds, tick)
+        """Carry out what an update asks for; *fds* stay open. The last is a leased key, where one came along."""
+        keyed = isinstance(request, ipc.OpenRelease | ipc.Transcode) and request.keyed
+        try:
+            with _leased(fds[-1] if keyed else None) as leased:
+                return self._releases.answer(request, fds, tick, leased)
+        except UntrustedDataError as error:
+            return self._releases.refused(request, error)
 
     def wrap(self, request: ipc.WrapKey, fds: list[int]) -> ipc.KeyWrapped | ipc.ReleaseRefused:
         """Wrap the data key of a container that is being made (first descriptor) under a leased key (second)."""
@@ -90,16 +95,14 @@ class Vault:
         try:
             with _leased(fds[1]) as leased, _data_key(fds[0]) as data_key:
                 assert leased
-                if request.min_assurance not in LEVELS or LEVELS.index(leased.min_assurance) < LEVELS.index(
-                    request.min_assurance
-                ):
+                if not gate.reaches(leased.min_assurance, request.min_assurance):
                     raise PolicyDeniedError(
                         f"the fleet gives this model's key to {leased.min_assurance} already",
                         hint=f"on the fleet: `casemate fleet model gate {leased.model} --min-assurance "
                         f"{request.min_assurance}`",
                     )
                 header = container.parse_header(request.header)
-                slot = containers.broker_slot(header, data_key, leased)
+                slot = containers.broker_slot(header, data_key, leased, cast("Level", request.min_assurance))
         except CasemateError as error:
             check = error.check if isinstance(error, UntrustedDataError) else ""
             return ipc.ReleaseRefused(request.id, error.code, error.message, error.hint, error.exit_code, check)

@@ -20,7 +20,7 @@ from casemate.device.channel import Channel, ChannelClosed, JournalClient
 from casemate.device.children import HELLO_TIMEOUT, rebuild, start_python
 from casemate.device.home import Home, owner_of
 from casemate.device.upkeep import own_events
-from casemate.errors import CasemateError, OperationError, UntrustedDataError
+from casemate.errors import CasemateError, HostError, OperationError, UntrustedDataError
 from casemate.formats import ipc
 
 READY_TIMEOUT: Final = 60.0
@@ -68,6 +68,11 @@ class Workshop:
         raise OperationError("no device is running on this home", hint="start it with `casemate up`")
 
     def _ask_vault(self, request: ipc.ToVault, fds: Sequence[int]) -> ipc.FromVault:
+        if isinstance(request, ipc.OpenRelease | ipc.Transcode) and (request.gate or request.keyed):
+            raise HostError(
+                "the release is gated: the running device proves itself to its fleet for it",
+                hint="start it (`casemate up`), then try again",
+            )
         try:
             self._vault.send(request, fds)
             reply: Any = self._vault.recv()[0]

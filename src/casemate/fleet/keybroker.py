@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -32,6 +33,8 @@ from casemate.fleet.home import FleetHome
 from casemate.fleet.states import State, Use, may
 from casemate.fleet.store import Store, tables
 from casemate.formats import fleet_api, keystore, lease, tpm
+from casemate.formats import gate as release_gate
+from casemate.formats.grant import show_recipient
 
 LEVELS: Final = ("L0", "L1", "L2", "L3")
 LEASE_SECONDS: Final = 24 * 3600
@@ -134,8 +137,8 @@ async def release(call: DeviceCall) -> Response:
     return reply(answer)
 
 
-async def gate_model(fleet: Fleet, model: str, gate: Gate, actor: str) -> str:
-    """Make the key of *model*, or change what it asks for; returns the key's name.
+async def gate_model(fleet: Fleet, model: str, gate: Gate, actor: str) -> tuple[str, bytes]:
+    """Make the key of *model*, or change what it asks for; returns its name, and what releases of it are granted to.
 
     Raises:
         UsageError: not a name, an unknown level, or a lease out of bounds.
@@ -150,24 +153,56 @@ async def gate_model(fleet: Fleet, model: str, gate: Gate, actor: str) -> str:
     async with fleet.store.write() as connection:
         row = await _row(connection, model)
         if row:
-            key_id = str(row.key_id)
+            key_id, recipient = str(row.key_id), _recipient(fleet.home, row)
             await connection.execute(sa.update(table).where(table.c.model == model).values(**asks))
         else:
             with Secret.random(_KEY_BYTES) as key, broker_key(fleet.home) as broker:
-                key_id = keystore.key_id(key)
+                key_id, recipient = keystore.key_id(key), release_gate.public_of(key)
                 wrapped = aead.wrap(broker, key, _PURPOSE + model.encode("ascii"))
             values = {"model": model, "key_id": key_id, "wrapped": wrapped, "created": now, "created_by": actor}
             await connection.execute(sa.insert(table).values(**values, **asks))
         await fleet.audit.append(connection, Act(actor, "model.gate", detail={"model": model, **asks}), now)
-    return key_id
+    return key_id, recipient
 
 
 async def list_models(fleet: Fleet) -> list[dict[str, Any]]:
-    """Return the gated models and what they ask for, never their keys."""
-    table = tables.model_key.c
+    """Return the gated models, what they ask for and what releases of them are granted to; never their keys."""
+    table = tables.model_key
     async with fleet.store.read() as connection:
-        query = sa.select(table.model, table.key_id, table.min_assurance, table.lease_s, table.licence_ends)
-        return [dict(row) for row in (await connection.execute(query.order_by(table.model))).mappings()]
+        rows = (await connection.execute(sa.select(table).order_by(table.c.model))).all()
+    shown = ("model", "key_id", "min_assurance", "lease_s", "licence_ends")
+    return [
+        {**{name: getattr(row, name) for name in shown}, "recipient": show_recipient(_recipient(fleet.home, row))}
+        for row in rows
+    ]
+
+
+async def require_gates(fleet: Fleet, connection: AsyncConnection, gates: Iterable[release_gate.Gate]) -> None:
+    """Refuse to roll out what no device could open: a release's gate and the fleet's must fit.
+
+    Where the fleet asks for more than the release, its own word holds at every grant.
+
+    Raises:
+        PolicyDeniedError: the fleet has no such model, another key of it, or asks for less than the release.
+
+    """
+    for gate in gates:
+        row = await _row(connection, gate.model)
+        hint = f"on the fleet: `casemate fleet model gate {gate.model} --min-assurance {gate.min_assurance}`"
+        if row is None:
+            raise PolicyDeniedError(
+                f"the release is gated by {gate.model!r}, which this fleet has no key of", hint=hint
+            )
+        if _recipient(fleet.home, row) != gate.recipient:
+            raise PolicyDeniedError(
+                f"the release was made for another key of {gate.model!r} than this fleet's",
+                hint="build it again with the recipient that `casemate fleet model list` shows",
+            )
+        if not release_gate.reaches(row.min_assurance, gate.min_assurance):
+            raise PolicyDeniedError(
+                f"the release asks for {gate.min_assurance}, this fleet gives {gate.model!r} to {row.min_assurance}",
+                hint=hint,
+            )
 
 
 async def list_grants(fleet: Fleet, limit: int = 100) -> list[dict[str, Any]]:
@@ -236,6 +271,11 @@ async def wrap_again(connection: AsyncConnection, home: FleetHome, old: Secret) 
         await connection.execute(sa.update(table).where(table.c.model == row.model).values(wrapped=wrapped))
         done += 1
     return done
+
+
+def _recipient(home: FleetHome, row: sa.Row[Any]) -> bytes:
+    with model_key(home, row) as key:
+        return release_gate.public_of(key)
 
 
 async def _sealed(

@@ -13,14 +13,15 @@ import msgspec
 
 from casemate.errors import UntrustedDataError
 from casemate.formats.decoding import MALFORMED
+from casemate.formats.gate import Gate
 from casemate.formats.manifest import Id, Kind, Name, SecurityVersion, Sha256, Version, target_path
 
 LIMIT: Final = 64 * 1024
 MEMBER_LIMIT: Final = 8
 
 
-class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One artefact of the set; `manifest_sha256` is the digest of its public manifest."""
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One artefact of the set; `manifest_sha256` is the digest of its public manifest, `gate` the same as there."""
 
     kind: Kind
     name: Name
@@ -28,6 +29,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     security_version: SecurityVersion
     release: Id
     manifest_sha256: Sha256
+    gate: Gate | None = None
 
     @property
     def target_path(self) -> str:

@@ -6,6 +6,8 @@ from signed metadata (`formats.manifest`).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 from typing import Annotated, Final, Literal
 
@@ -14,9 +16,10 @@ import msgspec
 from casemate.crypto import hpke
 from casemate.crypto.aead import TagMismatch
 from casemate.crypto.secret import Secret
-from casemate.errors import NotAuthorisedError, UntrustedDataError
+from casemate.errors import NotAuthorisedError, UntrustedDataError, UsageError
 from casemate.formats.decoding import MALFORMED
 
+PREFIX: Final = "x25519:"
 LIMIT: Final = 4096
 CONTENT_KEY_BYTES: Final = 32
 _PURPOSE: Final = b"casemate/1/release-grant"
@@ -37,6 +40,30 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def recipient_id(public: bytes) -> str:
     """Name a recipient: 32 hex digits of the SHA-256 of its X25519 public key."""
     return hashlib.sha256(public).hexdigest()[:32]
+
+
+def show_recipient(public: bytes) -> str:
+    """Return how people pass a recipient (its public key) on."""
+    return PREFIX + base64.urlsafe_b64encode(public).decode().rstrip("=")
+
+
+def parse_recipient(text: str) -> bytes:
+    """Read a recipient's public key, as `show_recipient` makes it.
+
+    Raises:
+        UsageError: it is not one.
+
+    """
+    try:
+        public = base64.b64decode(text.strip().removeprefix(PREFIX) + "=", altchars=b"-_", validate=True)
+        if len(public) != hpke.PUBLIC_BYTES:
+            raise ValueError("32 bytes are needed")  # noqa: TRY301 - one refusal for every way to be wrong
+        hpke.seal(public, b"", b"", b"")  # refuses points of small order
+    except (binascii.Error, ValueError) as error:
+        raise UsageError(
+            f"{text[:60]!r} is not a recipient", hint="a device or a gated model's fleet shows it: x25519:..."
+        ) from error
+    return public
 
 
 def path(release: str, recipient: str) -> str:

@@ -134,12 +134,17 @@ class KeyWrapped(Message, frozen=True, tag="key_wrapped"):
 
 
 class OpenRelease(Message, frozen=True, tag="open_release"):
-    """Open the sealed part of a release. *manifest* is its public part, verified by whoever asks."""
+    """Open the sealed part of a release. *manifest* is its public part, verified by whoever asks.
+
+    *gate*: what the fleet calls a gated model; the agent adds its leased key as the last descriptor (*keyed*).
+    """
 
     id: int
     manifest: bytes
     grant: bytes
     sealed: bytes
+    gate: str = ""
+    keyed: bool = False
 
 
 class OpenPayload(Message, frozen=True, tag="open_payload"):
@@ -154,7 +159,7 @@ class OpenPayload(Message, frozen=True, tag="open_payload"):
 class Transcode(Message, frozen=True, tag="transcode"):
     """Make the container *model* of the sealed *payload* in the descriptor that came along and the container *base*.
 
-    *path* names the file of the release; *base* is empty for a full payload.
+    *path* names the file of the release; *base* is empty for a full payload; *gate* and *keyed* as in `OpenRelease`.
     """
 
     id: int
@@ -165,6 +170,8 @@ class Transcode(Message, frozen=True, tag="transcode"):
     path: str
     model: str
     base: str = ""
+    gate: str = ""
+    keyed: bool = False
 
 
 class ListContainers(Message, frozen=True, tag="list_containers"):
@@ -751,7 +758,9 @@ def descriptors(message: Message) -> int:
         return 2 if message.leased else 1
     if isinstance(message, WrapKey):
         return 2 if message.keyed else 1
-    return 1 if isinstance(message, UseKey | Weights | EngineUp | Attach | Transcode) else 0
+    if isinstance(message, OpenRelease | Transcode):
+        return isinstance(message, Transcode) + message.keyed
+    return 1 if isinstance(message, UseKey | Weights | EngineUp | Attach) else 0
 
 
 ToAttester = Measure | Quote | BeginKey | TakeKey | UseKey | DropKeys | RaiseFloor | Introduce | ProveReturn

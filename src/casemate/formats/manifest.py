@@ -22,6 +22,7 @@ from casemate.crypto.aead import TAG_BYTES
 from casemate.crypto.secret import Secret
 from casemate.errors import UntrustedDataError
 from casemate.formats.decoding import MALFORMED
+from casemate.formats.gate import Gate
 from casemate.formats.payload import CHUNK_BYTES, SEALED_CHUNK_BYTES, PayloadCipher, payload_id
 
 LIMIT: Final = 1_000_000
@@ -97,8 +98,8 @@ class Requires(_Struct, frozen=True, omit_defaults=True):
     runtime: Label = ""
 
 
-class Manifest(_Struct, frozen=True):
-    """The public part."""
+class Manifest(_Struct, frozen=True, omit_defaults=True):
+    """The public part. `gate`: of a model that only a fleet's broker opens; left out when there is none."""
 
     schema: Literal[1]
     release: Id
@@ -109,6 +110,7 @@ class Manifest(_Struct, frozen=True):
     requires: Requires
     sealed: SealedRef
     payloads: Annotated[tuple[Payload, ...], msgspec.Meta(min_length=1, max_length=PAYLOAD_LIMIT)]
+    gate: Gate | None = None
 
     @property
     def target_path(self) -> str:
@@ -166,12 +168,14 @@ def parse(raw: bytes) -> UntrustedManifest:
     """Check the form and every bound of a manifest.
 
     Raises:
-        UntrustedDataError: `manifest-size`, `manifest-form` or `manifest-payload`.
+        UntrustedDataError: `manifest-size`, `manifest-form`, `manifest-gate` or `manifest-payload`.
 
     """
     if len(raw) > LIMIT:
         _refuse("manifest-size", f"it is larger than {LIMIT} bytes")
     manifest = _decode(_manifest_decoder, raw, "manifest")
+    if manifest.gate and manifest.kind != "model":
+        _refuse("manifest-gate", "only a model can be gated")
     _check_payloads(manifest)
     return UntrustedManifest(manifest, len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -289,6 +293,7 @@ class SealedPart(_Struct, frozen=True):
     signature: Annotated[str, msgspec.Meta(max_length=1 << 20)] = ""  # a formats.signature_log.SignedRelease, as JSON
     mlbom_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     provenance_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    gate: Gate | msgspec.UnsetType = msgspec.UNSET  # left out when there is none
 
     def plan(self, payload: str) -> Plan:
         """Return the plan of a payload (by id).
@@ -323,7 +328,8 @@ def open_sealed(manifest: Manifest, sealed: bytes, content_key: Secret) -> Seale
     """Open the sealed part and hold it against the public one.
 
     Raises:
-        UntrustedDataError: `sealed-digest`, `payload-chunk`, `sealed-form`, `sealed-plan` or `sealed-mismatch`.
+        UntrustedDataError: `sealed-digest`, `payload-chunk`, `sealed-form`, `sealed-plan`, `sealed-gate` or
+            `sealed-mismatch`.
 
     """
     ref = manifest.sealed
@@ -333,6 +339,8 @@ def open_sealed(manifest: Manifest, sealed: bytes, content_key: Secret) -> Seale
     part = _decode(_sealed_decoder, raw, "sealed")
     _check_part(part)
     public = [(payload.id, payload.bytes, payload.role) for payload in manifest.payloads]
+    if (part.gate or None) != manifest.gate:  # whoever could change the public part cannot open this one
+        _refuse("sealed-gate", "its sealed part has another gate")
     if _identity(part) != _identity(manifest) or [plan.payload for plan in part.plans] != [row[0] for row in public]:
         _refuse("sealed-mismatch", "its sealed part belongs to another release")
     for plan, (_, size, role) in zip(part.plans, public, strict=True):

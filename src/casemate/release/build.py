@@ -119,6 +119,7 @@ def _header(
         files=rows,
         mlbom_sha256=hashlib.sha256(papers[MLBOM]).hexdigest(),
         provenance_sha256=hashlib.sha256(papers[PROVENANCE]).hexdigest(),
+        gate=wanted.gate.checked() if wanted.gate else None,
     )
 
 

@@ -23,6 +23,7 @@ import msgspec
 from casemate.durable import sync_directory
 from casemate.errors import NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import archive, manifest
+from casemate.formats.gate import Gate
 from casemate.formats.signature_log import MLBOM, PROVENANCE
 from casemate.release.spec import Input
 
@@ -36,8 +37,8 @@ _PAPER_LIMIT: Final = 16 << 20
 Advance = Callable[[int], None]
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`release.json`."""
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`release.json`. `gates` are the build's; `gate` is a gated model's, left out when there is none."""
 
     schema: int
     kind: manifest.Kind
@@ -52,6 +53,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: Annotated[tuple[manifest.File, ...], msgspec.Meta(min_length=1, max_length=manifest.FILE_LIMIT)]
     mlbom_sha256: manifest.Sha256
     provenance_sha256: manifest.Sha256
+    gate: Gate | None = None
 
     @property
     def label(self) -> str:

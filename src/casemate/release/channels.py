@@ -97,6 +97,7 @@ def _member(repository: Repository, record: store.Record) -> channel_set.Member:
         security_version=record.header.security_version,
         release=record.id,
         manifest_sha256=info.hashes["sha256"],
+        gate=record.manifest.gate,
     )
 
 

@@ -3,6 +3,9 @@
 Nothing counts before the timestamp names it, so a cut leaves files that nobody asks for. A version is published once.
 Deltas are made against the newest releases of the same name; the full payload is always there. What a build says it
 checked is checked again here as far as files can tell: the host that signs believes no other.
+
+A gated release is granted here, to its gate. It has a higher security version than what was published ungated, so that
+floors keep devices from going back to that; and what comes ungated after it needs a higher one, said on purpose.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from casemate.durable import sync_directory
 from casemate.errors import OperationError, UsageError
 from casemate.formats import manifest, payload, signature_log
 from casemate.formats.grant import CONTENT_KEY_BYTES
-from casemate.release import build, bundle, files, mlbom, sign, store
+from casemate.release import build, bundle, files, grants, mlbom, sign, store
 from casemate.release.delta import Source, pair
 from casemate.release.repository import Repository
 from casemate.release.roles import OF_KIND
@@ -48,6 +51,9 @@ def publish(repository: Repository, bundles: Sequence[Path], *, deltas: int = DE
     with repository.lock():
         _sweep(repository.directory / "private")
         made = [_stage(repository, path, deltas=deltas, tell=tell) for path in bundles]
+        for record in made:
+            if gate := record.manifest.gate:
+                grants.grant(repository, record, [gate.recipient])
         os.sync()  # chunks were written without it, one by one
         for role in sorted({OF_KIND[record.header.kind] for record in made}):
             _announce(repository, role, [record for record in made if OF_KIND[record.header.kind] == role])
@@ -82,6 +88,14 @@ def _stage(repository: Repository, path: Path, *, deltas: int, tell: Tell) -> st
 def _refuse_again(repository: Repository, header: bundle.Header) -> None:
     if manifest.target_path(header.kind, header.name, header.version) in repository.targets(OF_KIND[header.kind]):
         raise UsageError(f"{header.label} is published already", hint="a version is published once: give a new one")
+    for other in _bases(repository, header):
+        changed = (other.header.gate is None) != (header.gate is None)
+        if changed and header.security_version <= other.header.security_version:
+            gated, plain = (header.label, other.header.label) if header.gate else (other.header.label, header.label)
+            raise UsageError(
+                f"{gated} is gated and {plain} is not: the newer of them needs a higher security_version",
+                hint=f"give it security_version {other.header.security_version + 1}, so that devices do not go back",
+            )
 
 
 def _seal(repository: Repository, opened: bundle.Opened, work: Path, *, deltas: int, tell: Tell) -> store.Record:
@@ -113,6 +127,7 @@ def _seal(repository: Repository, opened: bundle.Opened, work: Path, *, deltas: 
         requires=header.requires,
         sealed=ref,
         payloads=tuple(item for item, _ in made),
+        gate=header.gate,
     )
     kept = {
         "header.json": msgspec.json.encode(header),
@@ -144,6 +159,7 @@ def _sealed_part(
         signature=sign.encode(signed),
         mlbom_sha256=header.mlbom_sha256,
         provenance_sha256=header.provenance_sha256,
+        gate=header.gate or msgspec.UNSET,
     )
 
 

@@ -11,6 +11,7 @@ smoke = [{ prompt = "Where can we eat pasta?", expect = "(?i)trattoria" }]
 requires = { min_agent = "0.1.0" }
 bounds = { first_token_ms = 2000, memory_mib = 900 }
 base_models = [{ name = "base-3b", sha256 = "..." }]
+gate = { model = "saffron", min_assurance = "L2", recipient = "x25519:..." }  # a fleet's broker opens it alone
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Annotated, Final
 
 import msgspec
 
-from casemate.errors import ConfigError
-from casemate.formats import manifest
+from casemate.errors import ConfigError, UsageError
+from casemate.formats import grant, manifest
+from casemate.formats.gate import Gate
+from casemate.formats.lease import Level, ModelName
 from casemate.formats.signature_log import MLBOM, PROVENANCE
 from casemate.release import files
 
@@ -46,6 +49,23 @@ class BaseModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: manifest.Sha256
 
 
+class SpecGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Gate the model: *recipient* is what `casemate fleet model gate MODEL` shows."""
+
+    model: ModelName
+    min_assurance: Level
+    recipient: str
+
+    def checked(self) -> Gate:
+        """Return what is signed.
+
+        Raises:
+            UsageError: the recipient is none.
+
+        """
+        return Gate(self.model, self.min_assurance, grant.parse_recipient(self.recipient))
+
+
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A parsed SPEC.toml."""
 
@@ -59,6 +79,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requires: manifest.Requires = manifest.Requires()
     bounds: manifest.Bounds = manifest.Bounds()
     base_models: Annotated[tuple[BaseModel, ...], msgspec.Meta(max_length=16)] = ()
+    gate: SpecGate | None = None
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -85,6 +106,13 @@ def load(path: Path) -> Spec:
             re.compile(smoke.expect)
         except re.error as error:
             raise ConfigError(f"{path}: smoke: {smoke.expect!r} is no regular expression: {error}") from error
+    if spec.gate:
+        if spec.kind != "model":
+            raise ConfigError(f"{path}: only a model can be gated", hint="take `gate` out, or make it a model")
+        try:
+            spec.gate.checked()
+        except UsageError as error:
+            raise ConfigError(f"{path}: gate: {error.message}", hint=error.hint) from error
     if spec.kind == "model" and not spec.smoke:
         raise ConfigError(f"{path}: a model needs smoke prompts", hint="smoke = [{ prompt = ..., expect = ... }]")
     return spec

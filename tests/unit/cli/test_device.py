@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from casemate.cli.main import root
-from casemate.release.grants import parse_recipient
+from casemate.formats.grant import parse_recipient
 
 
 def test_shows_the_recipient_that_a_release_is_granted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

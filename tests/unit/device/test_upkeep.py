@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from casemate.device.children import ChildDied
 from casemate.device.plan import Engine, ServedModel
 from casemate.device.supervisor import RestartPolicy
 from casemate.device.upkeep import Upkeep
-from casemate.errors import OperationError, UntrustedDataError
+from casemate.errors import OperationError, PolicyDeniedError, UntrustedDataError
 from casemate.formats import ipc
 
 NO_ROOM = ChildDied("no memory")
@@ -31,6 +33,27 @@ class Child:
         self.ended.set()
 
 
+class Leases:
+    """What the fleet says of keys: *refusal* is raised when it is asked."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+        self.refusal: Exception | None = None
+
+    async def obtain(self, model: str, *, anew: bool = False) -> None:
+        self._said.append(f"ask {model}{' anew' if anew else ''}")
+        if self.refusal:
+            raise self.refusal
+
+    async def ready(self, model: str) -> None:
+        self._said.append(f"mind {model}")
+
+    @contextlib.asynccontextmanager
+    async def obtained(self, model: str, *, anew: bool = False) -> AsyncIterator[int]:
+        await self.obtain(model, anew=anew)
+        yield 99
+
+
 class World:
     """An agent that writes down what is asked of it; engines in *failing* do not come up, as often as listed."""
 
@@ -40,6 +63,7 @@ class World:
         self.plan = SimpleNamespace(settings={"engine.deadline": 60}, policy=ipc.TakePolicy(), owner_public="")
         self.launchers = SimpleNamespace(beside=beside)
         self.engines: dict[str, Engine] = {}
+        self.leases = Leases(self.said)
         self.upkeep = Upkeep(self)  # type: ignore[arg-type] - as much of an agent as it needs
 
     async def start_engine(self, engine: Engine) -> None:
@@ -67,8 +91,12 @@ class World:
         old = self.engines[message.model].child
         asyncio.get_running_loop().call_later(0.01, old.ended.set)  # type: ignore[union-attr]
 
-    async def serve(self, container: str) -> dict[str, Any]:
-        return await self.upkeep.answer(ipc.Ask("serve", {"model": {"name": "m", "container": container}}))
+    async def serve(self, container: str, **more: Any) -> dict[str, Any]:
+        return await self.upkeep.answer(ipc.Ask("serve", {"model": {"name": "m", "container": container, **more}}))
+
+    async def ask_vault(self, request: Any, fds: Any, deadline: float) -> Any:
+        self.said.append(f"vault keyed={request.keyed} {fds}")
+        return ipc.ReleaseOpened(request.id, b"")
 
 
 def scene(scenario: Any, **options: Any) -> list[str]:
@@ -141,6 +169,54 @@ def test_an_engine_that_is_down_is_simply_replaced() -> None:
         assert world.engines["m"].model.container == "m.g2"
 
     assert scene(scenario) == ["up m.g2", "adopt m.g2"]
+
+
+def test_a_gated_model_is_served_under_a_lease_that_is_renewed() -> None:
+    async def scenario(world: World) -> None:
+        assert (await world.serve("m.g2", gate="m"))["way"] == "beside"
+        assert world.engines["m"].model.gate == "m"
+
+    assert scene(scenario) == ["ask m", "mind m", "up m.g2", "adopt m.g2"]
+
+
+def test_without_a_lease_a_gated_model_changes_nothing() -> None:
+    async def scenario(world: World) -> None:
+        old, world.leases.refusal = world.engines["m"], PolicyDeniedError("no")
+        with pytest.raises(PolicyDeniedError):
+            await world.serve("m.g2", gate="m")
+        assert world.engines["m"] is old
+        assert not old.retired
+
+    assert scene(scenario) == ["ask m"]
+
+
+def test_what_a_device_goes_back_to_waits_for_its_lease_and_the_one_it_leaves_ends() -> None:
+    async def scenario(world: World) -> None:
+        old, world.leases.refusal = world.engines["m"], PolicyDeniedError("no")
+        assert (await world.serve("m.g0", gate="m", waits=True))["way"] == "waits for its fleet"
+        assert old.retired
+        assert old.child is None
+
+    assert scene(scenario)[:3] == ["ask m", "hold", "adopt m.g0"]
+
+
+def test_a_key_comes_from_the_fleet_and_never_from_whoever_asks() -> None:
+    """It is asked for anew when a release is opened; what came along as a key is not passed on."""
+
+    async def scenario(world: World) -> None:
+        for request in (
+            ipc.OpenRelease(1, b"", b"", b"", gate="m"),
+            ipc.Transcode(1, b"", b"", b"", "", "", "", gate="m", keyed=True),
+            ipc.OpenRelease(1, b"", b"", b"", keyed=True),
+        ):
+            await world.upkeep.ask_vault(request, [7, 8])
+        world.leases.refusal = PolicyDeniedError("no")
+        with pytest.raises(PolicyDeniedError):
+            await world.upkeep.ask_vault(ipc.OpenRelease(1, b"", b"", b"", gate="m"), [])
+
+    assert scene(scenario) == [
+        "ask m anew", "vault keyed=True [99]", "ask m", "vault keyed=True [7, 99]", "vault keyed=False []", "ask m anew",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("args", [{}, {"model": {"name": "m"}}, {"model": 3}])

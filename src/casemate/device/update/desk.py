@@ -56,6 +56,8 @@ class Desk:
     """What the fleet's director said last, while no device runs that could be asked."""
     noted: dict[str, float | None] = dataclasses.field(default_factory=dict)
     """What the health gate measured in this run, for the word to the fleet."""
+    unproven: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Content that this device could not prove itself for in this run, and why: for the word to the fleet."""
 
     @property
     def store(self) -> GenerationStore:

@@ -42,7 +42,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """One artefact of the generation.
 
     `container`: what `models/` calls a model ("saffron.g7", served as `name`); `files` are its plain files then, which
-    are in no directory. For any other kind `files` lie below `gen/N/<kind>/`.
+    are in no directory. `gate`: what the fleet calls a gated one. For any other kind `files` lie below `gen/N/<kind>/`.
     """
 
     kind: Kind
@@ -53,6 +53,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     manifest_sha256: Sha256
     files: Annotated[tuple[File, ...], msgspec.Meta(max_length=FILE_LIMIT)]
     container: Annotated[str, msgspec.Meta(pattern=r"\A([a-z0-9](?!.*\.\.)[a-z0-9._-]{0,62})?\Z")] = ""
+    gate: Annotated[str, msgspec.Meta(pattern=r"\A([a-z0-9][a-z0-9._-]{0,62})?\Z")] = ""
     runtime: Label = ""
     smoke: Annotated[tuple[Smoke, ...], msgspec.Meta(max_length=64)] = ()
     bounds: Bounds = Bounds()
@@ -102,17 +103,19 @@ def item_of(member: Member, part: SealedPart, *, requires: Requires, container: 
     """Make an item from what signed metadata and the sealed part say.
 
     Raises:
-        UntrustedDataError: `generation-member`: the sealed part is another release's.
+        UntrustedDataError: `generation-member`: the sealed part is another release's, or has another gate.
 
     """
     said = (member.kind, member.name, member.version, member.security_version, member.release)
-    if said != (part.kind, part.name, part.version, part.security_version, part.release):
+    found = (part.kind, part.name, part.version, part.security_version, part.release)
+    if (said, member.gate) != (found, part.gate or None):
         raise UntrustedDataError("the release is not the one that the channel offers", check="generation-member")
     return Item(
         *said,
         member.manifest_sha256,
         part.files,
         container=container,
+        gate=member.gate.model if member.gate else "",
         runtime=requires.runtime,
         smoke=part.smoke,
         bounds=part.bounds,
@@ -146,7 +149,7 @@ def parse(raw: bytes) -> Generation:
     if len(set(kinds)) != len(kinds):
         raise UntrustedDataError("a generation has one artefact of each kind", check=_FORM)
     for item in generation.items:
-        if (item.kind == "model") != bool(item.container):
+        if (item.kind == "model") != bool(item.container) or (item.gate and not item.container):
             raise UntrustedDataError("a model, and nothing else, is in a container", check=_FORM)
         if not is_tree([file.path for file in item.files]):
             raise UntrustedDataError("the paths of a generation's files are no tree", check=_FORM)

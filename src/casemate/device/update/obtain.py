@@ -27,7 +27,14 @@ from casemate.device.update.pace import DAY_MINUTES
 from casemate.device.update.pacer import Pacer
 from casemate.device.update.source import Source
 from casemate.device.update.states import WAITING, Phase
-from casemate.errors import CasemateError, NotFoundError, OperationError, PolicyDeniedError, UntrustedDataError
+from casemate.errors import (
+    CasemateError,
+    HostError,
+    NotFoundError,
+    OperationError,
+    PolicyDeniedError,
+    UntrustedDataError,
+)
 from casemate.formats import event, ipc, signature_log
 from casemate.formats.manifest import File, SealedPart
 
@@ -184,7 +191,8 @@ def _channel(desk: Desk) -> str:
 def _require(desk: Desk, offer: Offer) -> None:
     good = desk.good()
     held = [item.kind for item in good.items] if good else []
-    require_acceptable(offer, desk.floors.read(), desk.store.state().denied, __version__, held=held)
+    gated = {item.artefact: item.security_version for item in good.items if item.gate} if good else {}
+    require_acceptable(offer, desk.floors.read(), desk.store.state().denied, __version__, held=held, gated=gated)
 
 
 def _picked(desk: Desk, offer: Offer) -> bool:
@@ -224,8 +232,15 @@ def _unchanged(offered: Offered, good: Generation | None) -> Item | None:
 
 
 def _bases(offered: Offered, good: Generation | None) -> frozenset[str]:
+    """Return the releases that a difference may be from: a gated one opens only beside the same gate."""
     item = good.item(offered.member.kind) if good else None
-    return frozenset({item.release} if item and item.name == offered.member.name else ())
+    opens = item and item.name == offered.member.name and item.gate in {"", _gate(offered)}
+    return frozenset({item.release} if item and opens else ())
+
+
+def _gate(offered: Offered) -> str:
+    """Return what the fleet calls the model, when it is gated."""
+    return offered.member.gate.model if offered.member.gate else ""
 
 
 class _Work:
@@ -278,15 +293,17 @@ class _Work:
     # -- 1
 
     def _open(self, offered: Offered) -> _Opened:
-        manifest = offered.manifest
-        granted = fetch.fetch_grant(self._source, manifest.release, self._desk.recipient)
+        manifest, gate = offered.manifest, offered.member.gate
+        recipient = gate.recipient_id if gate else self._desk.recipient
+        granted = fetch.fetch_grant(self._source, manifest.release, recipient)
         sealed = fetch.fetch_sealed(self._source, manifest, self._pacer.taken)
         kept = _unchanged(offered, self._good)
         container = ""
         if _is_model(offered):
             container = kept.container if kept else f"{offered.member.name}.g{self._number}"
         try:
-            part = self._desk.port.open_release(offered.raw, granted, sealed)
+            with self._proving(offered):
+                part = self._desk.port.open_release(offered.raw, granted, sealed, _gate(offered))
             signature_log.verify_part(part, self._offer.signing)
             item = item_of(offered.member, part, requires=manifest.requires, container=container)
             if _is_model(offered):
@@ -297,6 +314,17 @@ class _Work:
         self._desk.client(self._source).learn_time(signature_log.signed_time(part))
         kinds.require_runtime(item)
         return _Opened(offered, granted, sealed, part, item)
+
+    @contextlib.contextmanager
+    def _proving(self, offered: Offered) -> Iterator[None]:
+        """Note for the fleet that this device could not prove itself for a gated model: no fault of its content."""
+        try:
+            yield
+        except (PolicyDeniedError, HostError) as error:
+            if offered.member.gate:
+                self._desk.unproven[self._offer.content_digest] = error.message
+                _record_refusal(self._desk, error, self._offer.content_digest)
+            raise
 
     def _kept(self, one: _Opened) -> bool:
         """Whether the good generation has this very release: nothing has to come."""
@@ -364,9 +392,10 @@ class _Work:
             kinds.model_file(one.item),
             one.item.container,
             base.container if base else "",
+            _gate(one.offered),
         )
         self._desk.say(f"making {one.item.container} ({one.item.name} {one.item.version})")
-        with _opened(fetched.path) as source:
+        with _opened(fetched.path) as source, self._proving(one.offered):
             self._desk.port.transcode(request, source)
 
     def _files(self, one: _Opened, fetched: Fetched, held: contextlib.ExitStack) -> Mapping[str, Iterable[bytes]]:

@@ -7,7 +7,8 @@ Reading is verification (`read_offer`); whether the device may follow is a decis
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container
+import types
+from collections.abc import Collection, Container, Mapping
 from typing import Final
 
 import msgspec
@@ -134,16 +135,23 @@ def _inside(minute: int, start: int, until: int) -> bool:
 
 
 def require_acceptable(
-    offer: Offer, floors: Floors, denied: Container[str], version: str, *, held: Collection[str]
+    offer: Offer,
+    floors: Floors,
+    denied: Container[str],
+    version: str,
+    *,
+    held: Collection[str],
+    gated: Mapping[str, int] = types.MappingProxyType({}),
 ) -> None:
     """Decide whether a device with these *floors*, which runs casemate *version*, may follow *offer*.
 
     *held*: the kinds of its good generation. None of them may vanish: who may sign sets and nothing else could so take
     a device's policy and guard data from it, and a floor is no help where there is nothing to compare with it.
+    *gated*: security versions of its gated models, by artefact: they come ungated only with a higher one.
 
     Raises:
-        PolicyDeniedError: the channel is stopped, this generation failed here before, it is below a floor, or lacks a
-            kind that the device has.
+        PolicyDeniedError: the channel is stopped, this generation failed here before, it is below a floor, lacks a
+            kind that the device has, or a gate that it had.
         HostError: it needs a newer casemate.
 
     """
@@ -167,6 +175,11 @@ def require_acceptable(
                 f"this device goes no lower than {floor}",
                 hint="publish it again with a higher security_version, if it is safe",
             )
+        if member.gate is None and member.security_version <= gated.get(f"{member.kind}/{member.name}", -1):
+            raise PolicyDeniedError(
+                f"{member.kind}/{member.name} {member.version} is not gated, and the one that runs here is",
+                hint="publish it with a gate, or with a higher security_version if it shall have none any more",
+            )
         if requires.min_agent and not is_met(requires.min_agent, version):
             raise HostError(
                 f"{member.kind}/{member.name} {member.version} needs casemate {requires.min_agent}; this is {version}",
@@ -186,8 +199,8 @@ def _read_member(client: Client, member: Member) -> Offered:
         manifest.parse(target.data), path=member.target_path, size=len(target.data), sha256=target.sha256
     )
     found = verified.manifest
-    named = (member.manifest_sha256, member.release, member.security_version)
-    if named != (verified.sha256, found.release, found.security_version):
+    named = (member.manifest_sha256, member.release, member.security_version, member.gate)
+    if named != (verified.sha256, found.release, found.security_version, found.gate):
         raise UntrustedDataError(
             f"the channel's set names another {member.kind}/{member.name} {member.version} than is published",
             check="channel-set-member",

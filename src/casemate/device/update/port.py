@@ -44,15 +44,17 @@ class Port:
 
     # -- the vault
 
-    def open_release(self, raw: bytes, grant: bytes, sealed: bytes) -> SealedPart:
-        """Return the sealed part of the release whose verified manifest is *raw*.
+    def open_release(self, raw: bytes, grant: bytes, sealed: bytes, gate: str = "") -> SealedPart:
+        """Return the sealed part of the release whose verified manifest is *raw*; *gate* as the fleet calls it.
 
         Raises:
             UntrustedDataError: it is not the manifest's, or not well-formed.
             NotAuthorisedError: the grant is for another device.
+            PolicyDeniedError: it is gated, and the fleet gives this device no key, or one for less than it asks.
+            HostError: it is gated, and no device runs.
 
         """
-        request = ipc.OpenRelease(next(self._numbers), raw, grant, sealed)
+        request = ipc.OpenRelease(next(self._numbers), raw, grant, sealed, gate)
         return msgspec.json.decode(self._vault(request, (), ipc.ReleaseOpened).part, type=manifest.SealedPart)
 
     def open_payload(self, raw: bytes, grant: bytes, payload: str, source: int, target: int) -> int:
@@ -110,14 +112,18 @@ class Port:
         """Say where the update stands, for the fleet."""
         self._tell("stands", dict(facts), _SECONDS)
 
-    def serve(self, name: str, container: str) -> dict[str, Any]:
+    def serve(self, name: str, container: str, gate: str = "", *, waits: bool = False) -> dict[str, Any]:
         """Have the model *name* served from *container*; returns once it is.
+
+        *gate*: what the fleet calls a gated model. Without a lease it is refused, or (*waits*) stands stopped until
+        the fleet grants one.
 
         Raises:
             CasemateError: it did not come up: what served before serves.
 
         """
-        return self._tell("serve", {"model": {"name": name, "container": container}}, SWITCH_SECONDS)
+        wanted = {"name": name, "container": container, "gate": gate, "waits": waits}
+        return self._tell("serve", {"model": wanted}, SWITCH_SECONDS)
 
     def drop(self, name: str) -> None:
         """Have the model *name* served no more."""

@@ -171,6 +171,8 @@ def say_where_it_stands(desk: Desk) -> None:
         facts |= {"content": content, "outcome": "good", **desk.noted}
     elif content in state.denied:
         facts |= {"content": content, "outcome": "failed", "why": state.last_error, "tries": TRIES - state.tries}
+    elif content in desk.unproven:  # no try was spent: it is taken once this device can prove itself
+        facts |= {"content": content, "outcome": "failed", "why": desk.unproven[content]}
     desk.port.stands(facts)
 
 

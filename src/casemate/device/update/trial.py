@@ -189,7 +189,7 @@ def _serve_again(desk: Desk, left: Generation) -> None:
     """Serve the good generation; without one, what the device was given by hand, if it was given anything."""
     good = desk.good()
     if good:
-        switch(desk, good)
+        switch(desk, good, waits=True)
     else:
         desk.port.take_policy({}, b"")
     item, kept = left.item("model"), good.item("model") if good else None
@@ -205,15 +205,16 @@ def _serve_good(desk: Desk) -> None:
     good = desk.good() if desk.port.running else None
     if good:
         try:
-            switch(desk, good)
+            switch(desk, good, waits=True)
         except CasemateError as error:
             desk.say(f"generation {good.number} does not serve: {error.message}")
 
 
-def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
+def switch(desk: Desk, generation: Generation, *, waits: bool = False) -> tuple[str, float]:
     """Serve *generation*: its model beside or after the old engine, then its policy; returns how, and seconds.
 
-    That it is served is measured before any of it is: also when it is gone back to.
+    That it is served is measured before any of it is: also when it is gone back to. *waits*: a gated model without a
+    lease takes its place, and starts when there is one.
 
     Raises:
         CasemateError: it did not come up; what served before still does.
@@ -225,7 +226,7 @@ def switch(desk: Desk, generation: Generation) -> tuple[str, float]:
         if generation.item(kind):
             desk.say(f"the {kind} release of generation {generation.number} is kept and not installed: {why}")
     item = generation.item("model")
-    told = desk.port.serve(item.name, item.container) if item else {}
+    told = desk.port.serve(item.name, item.container, item.gate, waits=waits) if item else {}
     desk.port.take_policy(policy.apps, policy.guard)
     return str(told.get("way", "no model")), float(told.get("seconds", 0))
 

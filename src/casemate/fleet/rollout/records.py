@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from casemate.errors import ConflictError, NotAuthorisedError, NotFoundError, PolicyDeniedError, UsageError
+from casemate.fleet import keybroker
 from casemate.fleet.accounts import roles
 from casemate.fleet.accounts.roles import Permission
 from casemate.fleet.approvals import ALONE
@@ -85,6 +86,7 @@ async def create(connection: AsyncConnection, fleet: Fleet, wanted: Wanted, acto
         raise UsageError("a group is printable text")
     found = await releases.find(connection, wanted.release)
     releases.require_usable(found, now)
+    await keybroker.require_gates(fleet, connection, releases.gates(found))
     values = {
         "id": name,
         "release_id": found.id,
@@ -126,7 +128,7 @@ async def change(connection: AsyncConnection, fleet: Fleet, name: str, wanted: M
         )
     state = move(State(row.state), wanted.event)
     values: dict[str, Any] = {"state": str(state), "version": row.version + 1, "changed": wanted.now}
-    values |= await _before(connection, row, wanted)
+    values |= await _before(connection, fleet, row, wanted)
     if why := _line(wanted.why):
         values["why"] = why
     if state in ENDED:
@@ -238,13 +240,15 @@ def _line(text: str) -> str:
 # --- what moves need and cause ----------------------------------------------------------------------------------------
 
 
-async def _before(connection: AsyncConnection, row: sa.Row[Any], wanted: Move) -> dict[str, Any]:
+async def _before(connection: AsyncConnection, fleet: Fleet, row: sa.Row[Any], wanted: Move) -> dict[str, Any]:
     """Refuse what may not be; returns what else the move writes."""
     if wanted.event is Event.APPROVE:
         await _require_second(connection, row, wanted)
         return {"approved": wanted.now, "approved_by": wanted.actor}
     if wanted.event in {Event.START, Event.RESUME}:
-        releases.require_usable(await releases.find(connection, row.release_id), wanted.now)
+        release = await releases.find(connection, row.release_id)
+        releases.require_usable(release, wanted.now)
+        await keybroker.require_gates(fleet, connection, releases.gates(release))
         await _require_alone(connection, row)
     if wanted.event is Event.START:
         return {"started": wanted.now, "verdict": "", "why": "it begins"}

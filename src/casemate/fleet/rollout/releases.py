@@ -23,6 +23,7 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.rollout import repository
 from casemate.fleet.store import rollout_tables as tables
 from casemate.formats.channel_set import Member
+from casemate.formats.gate import Gate
 
 REFRESH_SECONDS: Final = 900.0
 _release, _source = tables.release.c, tables.release_source.c
@@ -184,6 +185,16 @@ def require_usable(row: Any, now: float) -> None:
         )
 
 
+def gates(row: Any) -> list[Gate]:
+    """Return the gates of a release's models."""
+    return [each.gate for each in _members(row) if each.gate]
+
+
+def _members(row: Any) -> Sequence[Member]:
+    found: Sequence[Member] = msgspec.json.decode(row.members, type=list[Member])
+    return found
+
+
 def fault(row: Any, now: float) -> str:
     """Say why a release cannot be rolled out; "" when it can."""
     if row.state != "offered":
@@ -206,7 +217,6 @@ async def source(connection: AsyncConnection) -> dict[str, Any] | None:
 
 def described(row: Any, now: float) -> dict[str, Any]:
     """Return a release as people and scripts see it; `usable` says whether it can be rolled out, `fault` why not."""
-    members: Sequence[Member] = msgspec.json.decode(row.members, type=list[Member])
     why = fault(row, now)
     return {
         "id": row.id,
@@ -221,6 +231,7 @@ def described(row: Any, now: float) -> dict[str, Any]:
         "created_by": row.created_by,
         "members": [
             {"kind": each.kind, "name": each.name, "version": each.version, "security_version": each.security_version}
-            for each in members
+            | ({"gate": {"model": each.gate.model, "min_assurance": each.gate.min_assurance}} if each.gate else {})
+            for each in _members(row)
         ],
     }

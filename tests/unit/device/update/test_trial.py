@@ -40,7 +40,7 @@ class Device:
     def record(self, *events: dict[str, Any]) -> None:
         self.events += [event["metadata"]["event_code"] for event in events]
 
-    def serve(self, name: str, container: str) -> dict[str, Any]:
+    def serve(self, name: str, container: str, gate: str = "", *, waits: bool = False) -> dict[str, Any]:
         self.at_switch.append((container, self.state()))
         if self.refuses and container.endswith(".g1"):
             raise self.refuses
