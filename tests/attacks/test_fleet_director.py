@@ -177,6 +177,23 @@ def test_what_one_fleet_said_directs_nobody_after_leaving_it(home):
     )
 
 
+def test_what_was_refused_before_any_try_is_said_once_and_asked_for_again(home):
+    """A device that could not prove itself for a gated model has failed, and takes it once it can."""
+    machine = Machine()
+    one = follower(home, machine)
+    content = hand(one, pick()).choice.content
+    for _ in range(2):
+        one.stands(Stand(content=content, outcome="failed", why="the fleet gives no key"))
+    assert len(machine.told) == 1
+    assert one._unfinished()
+    one.stands(Stand(running=content, content=content, outcome="good"))
+    assert len(machine.told) == 2
+    assert not one._unfinished()
+    tried = follower(home)  # the control: what failed its tries is not asked for again
+    tried.stands(Stand(content=content, outcome="failed", why="the smoke prompt", tries=3))
+    assert not tried._unfinished()
+
+
 def test_a_word_is_owed_until_the_fleet_has_it_also_over_a_restart(home):
     machine = Machine()
     one = follower(home, machine)

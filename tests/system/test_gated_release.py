@@ -71,11 +71,28 @@ def test_a_gated_release_is_taken_under_a_lease_or_not_at_all(chip, tmp_path):
             cli(proven.environ, "fleet", "policy", "sign", policy, "--key-file", author, "--out", signed)
             server.cli("policy", "add", signed)
 
-        def person(who, verb, name):
-            body = json.dumps({}).encode()
+        def learn_what_it_serves():
+            server.cli("device", "attest", "till-7")
+            until(lambda: (proven_status() or {}).get("attestation") in ("warning", "contraindicated"), WITHIN)
+            learn()
+
+        def proven_status():
+            return json.loads(cli(proven.environ, "status", "--json", check=False).stdout).get("fleet")
+
+        def roll_out(group):
+            name = server.cli("rollout", "create", "stable", "--group", group, *ASKS)["id"]
+            api("bob", "POST", f"{name}/approve", b"{}")
+            api("ann", "POST", f"{name}/start", b"{}")
+            return name
+
+        def why_not(name):
+            return [each["why"] for each in api("ann", "GET", name)["failures"]]
+
+        def api(who, method, path, body=None):
             headers = {"Authorization": f"Bearer {tokens[who]}", "content-type": "application/json"}
-            answer = server.ask("people", "POST", f"/api/v1/rollouts/{name}/{verb}", body, headers)
+            answer = server.ask("people", method, f"/api/v1/rollouts/{path}", body, headers)
             assert answer.status == 200, answer.body
+            return answer.json()
 
         tokens = {
             name: server.cli("api-token", "create", name, "--role", role)["token"]
@@ -89,25 +106,22 @@ def test_a_gated_release_is_taken_under_a_lease_or_not_at_all(chip, tmp_path):
         host.publish(host.build("3.0", security=3, files={"saffron.gguf": updates.other(plain, 0)}, more=gate))
         host.offer("model/saffron/2.0")
         server.cli("release", "import", str(host.repository), "--root", str(host.trust))
-        for device, asset in ((proven, "till-7"), (unproven, "till-8")):
+        for device, asset, group in ((proven, "till-7", "lab"), (unproven, "till-8", "shop")):
             device.home.parent.mkdir()
             paper = device.home.parent / "token"
-            paper.write_text(server.token(asset, "--group", "shop"))
+            paper.write_text(server.token(asset, "--group", group))
             cli(device.environ, "device", "enrol", server.addresses["enrol"], "--token-file", str(paper))
             device.recipient  # noqa: B018 - makes its keystore
             device.follow(host, web.url)
         public = cli(proven.environ, "fleet", "policy", "author", author).stdout.strip()
         server.cli("policy", "trust", public)
-        name = server.cli("rollout", "create", "stable", "--group", "shop", *ASKS)["id"]
-        person("bob", "approve", name)
-        person("ann", "start", name)
         with running(proven.home, environ=proven.extra) as seven, running(unproven.home) as eight:
             # neither proves itself yet: both say why, and nothing is on their disks
-            until(lambda: server.cli("rollout", "status", name)["failed"] == 2, WITHIN)
-            failures = server.cli("rollout", "show", name)["failures"]
-            why = {each["asset"]: each["why"] for each in failures}
-            assert "no TPM" in why["till-8"], why
-            assert "attest" in why["till-7"], why
+            until(lambda: all(server.device(asset)["last_seen"] for asset in ("till-7", "till-8")), WITHIN)
+            for group, words in (("lab", "the newest attestation is not affirming"), ("shop", "has no TPM")):
+                name = roll_out(group)
+                (why,) = until(lambda name=name: why_not(name), WITHIN)
+                assert words in why
             for device in (proven, unproven):
                 status = device.status
                 assert (status["state"], status["good"], status["denied"]) == ("FETCHING", None, []), status
@@ -127,12 +141,10 @@ def test_a_gated_release_is_taken_under_a_lease_or_not_at_all(chip, tmp_path):
             assert seven.cli("model", "verify", "saffron.g1", check=False).returncode == 11  # this home's keys: no
             assert plain[:4096] not in (proven.home / "models" / "saffron.g1.cmodel").read_bytes()
             # a newer one, as a difference from the gated container; then back again
-            learn()
+            learn_what_it_serves()
             host.offer("model/saffron/3.0")
             tar = tmp_path / "export.tar"
             host.run("export", host.repository, tar)
-            web.sent.clear()
-            until(lambda: (seven.refresh()["fleet"] or {}).get("attestation") == "affirming", WITHIN)
             proven.update("import", tar)
             applied = proven.update("apply")
             assert (applied["state"], applied["generation"]) == ("GOOD", 2)
@@ -141,6 +153,7 @@ def test_a_gated_release_is_taken_under_a_lease_or_not_at_all(chip, tmp_path):
             proven.update("rollback")
             until(lambda: served(seven).get("container") == "saffron.g1" and served(seven)["state"] == "ready", WITHIN)
             assert ask(seven) == 200
+            learn_what_it_serves()
             # quarantine stops it, release lets it ask again
             server.cli("device", "quarantine", "till-7")
             until(lambda: served(seven)["state"] == "quarantined", WITHIN)

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from casemate.errors import ConflictError, NotAuthorisedError, PolicyDeniedError, UsageError
-from casemate.fleet import rehearse, serve
+from casemate.fleet import keybroker, rehearse, serve
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
 from casemate.fleet.rollout import director, picks, records, releases, settle, steward, terms, words
@@ -30,9 +30,10 @@ from casemate.fleet.rollout.terms import Terms, Window
 from casemate.fleet.states import State as DeviceState
 from casemate.fleet.store import database, rollout_tables, schema, tables
 from casemate.formats import director as formats_director
-from casemate.formats import envelope
+from casemate.formats import envelope, grant
 from casemate.formats.channel_set import Member
 from casemate.formats.director import VerifiedWord, Word
+from casemate.formats.gate import Gate
 from support import databases
 from support.release import FixedClock
 
@@ -60,8 +61,8 @@ class Site:
                 await picks.begin(connection, self.fleet.store, each, group, NOW)
         return ids
 
-    async def publish(self, version="1.0.0", state="offered"):
-        members = (Member("model", "tiny", version, 1, "0" * 32, "0" * 64),)
+    async def publish(self, version="1.0.0", state="offered", gate=None):
+        members = (Member("model", "tiny", version, 1, "0" * 32, "0" * 64, gate),)
         self.content = hashlib.sha256(msgspec.json.encode(members)).hexdigest()
         self.release = releases.identity("stable", self.content)
         row = {"id": self.release, "channel": "stable", "generation": 1, "content": self.content, "state": state}
@@ -175,6 +176,48 @@ def site(work, directory, kind="sqlite"):
             await fleet.store.close()
 
     return asyncio.run(whole())
+
+
+def test_a_gated_release_is_rolled_out_only_where_the_fleets_gate_asks_for_as_much(tmp_path):
+    async def work(here):
+        refused = []
+
+        async def create():
+            try:
+                return await here.create()
+            except PolicyDeniedError as error:
+                refused.append(error.message)
+                return ""
+
+        async def gate(level):
+            asked = keybroker.Gate(level, 3600, None)
+            return (await keybroker.gate_model(here.fleet, "tiny", asked, "ann"))[1]
+
+        await here.publish("1", gate=Gate("tiny", "L2", bytes(31) + b"9"))
+        await create()  # no such model
+        recipient = await gate("L2")
+        await create()  # another fleet's
+        await here.publish("2", gate=Gate("tiny", "L3", recipient))
+        await create()  # asks for more
+        assert await gate("L3") == recipient
+        name = await create()
+        await here.move(name, Event.APPROVE)
+        await gate("L2")  # somebody lets more devices in meanwhile
+        with pytest.raises(PolicyDeniedError, match="asks for L3"):
+            await here.move(name, Event.START)
+        await gate("L3")
+        listed = (await keybroker.list_models(here.fleet))[0]
+        assert grant.parse_recipient(listed["recipient"]) == recipient
+        assert "wrapped" not in listed
+        async with here.fleet.store.read() as connection:
+            members = [each["members"][0].get("gate") for each in await releases.listed(connection, NOW)]
+        assert {"model": "tiny", "min_assurance": "L3"} in members
+        return refused, await here.move(name, Event.START)
+
+    refused, state = site(work, tmp_path)
+    words = ("which this fleet has no key of", "another key of 'tiny'", "this fleet gives 'tiny' to L2")
+    assert [word in said for word, said in zip(words, refused, strict=True)] == [True] * 3
+    assert state is State.RUNNING
 
 
 @pytest.mark.parametrize("kind", databases.KINDS)
