@@ -267,7 +267,7 @@ async def gated(fleet, model):
 def test_a_model_gated_at_one_server_has_its_key_at_the_other(pair):
     async def work():
         async with served(*pair) as (one, other):
-            named = await keybroker.gate_model(one, "saffron", GATE, "test")
+            named, _ = await keybroker.gate_model(one, "saffron", GATE, "test")
             return named, await gated(one, "saffron"), await gated(other, "saffron")
 
     named, one, other = asyncio.run(work())
