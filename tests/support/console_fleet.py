@@ -81,6 +81,8 @@ def seed(site, *, devices=60, days=30, number=7):
     site.write(
         lambda connection: connection.execute(sa.insert(tables.fleet_sample), _trend(now, devices, days, chance))
     )
+    asks = {"device_id": names[3], "asked": now - 600, "seen": now - 60}
+    site.write(lambda connection: connection.execute(sa.insert(tables.device_return), [asks]))
     site.write(lambda connection: connection.execute(sa.insert(tables.alert), _alerts(now, names, quarantined)))
     site.write(lambda connection: connection.execute(sa.insert(tables.key_grant), _grants(now, names, chance)))
     site.write(lambda connection: connection.execute(sa.insert(tables.attest_result), _results(now, names)))

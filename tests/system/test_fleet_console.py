@@ -286,6 +286,21 @@ def test_a_device_is_quarantined_and_released_with_a_passkey_shown_again(site, a
     until(ada, lambda: state_of(site, device) == State.ENROLLED)
 
 
+def test_a_device_that_asks_to_come_back_is_let_in_with_a_click(site, ada):
+    device = site.add_device("till-71")
+    asks = {"device_id": device, "asked": time.time(), "seen": time.time()}
+    site.write(lambda connection: connection.execute(sa.insert(tables.device_return), [asks]))
+    ada.get(site.origin)
+    assert "wants to come back" in words(ada)
+    ada.get(f"{site.origin}/devices/{device}")
+    assert "It asks to come back" in words(ada)
+    opened(ada, "approve").find_element(By.CSS_SELECTOR, "button.primary").click()
+    until(ada, lambda: "device.approve" in words(ada))  # in its history, at the end of the page
+    assert "It asks to come back" not in words(ada)
+    assert not ada.find_elements(By.CSS_SELECTOR, "[data-opens=ask-approve]")
+    assert state_of(site, device) == State.ENROLLED
+
+
 def told(site, device, kind="state"):
     """Have open pages hear of a change, again and again: one that was just opened may not listen yet."""
     site.write(lambda connection: note_change(connection, device, kind, time.time()))
