@@ -62,10 +62,15 @@ def session(url: str) -> Iterator[Callable[[str], None]]:
 def wait_for_lock(url: str) -> None:
     """Wait until somebody waits for a lock in the database."""
     end = time.monotonic() + 30
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    while not ask(url, waits):
+    while not somebody_waits(url):
         assert time.monotonic() < end, "nobody waits"
         time.sleep(0.05)
+
+
+def somebody_waits(url: str) -> bool:
+    """Say whether somebody waits for a lock in the database."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(ask(url, waits))
 
 
 def cut_connections(url: str) -> None:

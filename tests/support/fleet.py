@@ -44,6 +44,7 @@ class Server:
     def __init__(self, directory: Path, *options: str, database: str | None = None) -> None:
         self.directory = directory
         self.enter: list[str] = []  # what leads into a network namespace
+        self.source = ""  # the address that is called from; "": any
         self.options = [*options, *(["--database", database] if database else [])]
         self.process: subprocess.Popen[str] | None = None
         self.log = directory.with_name(directory.name + ".log")
@@ -138,7 +139,10 @@ class Server:
     @contextlib.contextmanager
     def connection(self, listener: str, identity: Path | None = None) -> Iterator[http.client.HTTPSConnection]:
         host, port = self.address(listener)
-        connection = http.client.HTTPSConnection(host, port, timeout=DEADLINE, context=self.context(identity))
+        source = (self.source, 0) if self.source else None
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=DEADLINE, context=self.context(identity), source_address=source
+        )
         try:
             yield connection
         finally:

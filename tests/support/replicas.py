@@ -14,7 +14,9 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
+from casemate.crypto import x509
 from casemate.formats import envelope
 from support import databases
 from support.fleet import Device, Server, Stream, checkin, exchange, until
@@ -226,8 +228,18 @@ class _Unix(http.client.HTTPConnection):
 
 def directly(server: Server, path: str):
     """Ask *server*'s people's listener on its socket."""
-    connection = _Unix(Path(server.addresses["people"].removeprefix("unix:")))
+    return _on_socket(server.addresses["people"], "GET", path)
+
+
+def as_proxy(server: Server, device: Device, path: str, message: object):
+    """Pass on a message of *device* to *server* as nginx would, past nginx: to this server and no other."""
+    headers = {"X-Casemate-Client-Cert": quote(x509.to_pem(device.certificate)), "Host": "fleet"}
+    return _on_socket(server.addresses["devices"], "POST", path, json.dumps(message).encode(), headers)
+
+
+def _on_socket(address: str, *asked):
+    connection = _Unix(Path(address.removeprefix("unix:")))
     try:
-        return exchange(connection, "GET", path)
+        return exchange(connection, *asked)
     finally:
         connection.close()

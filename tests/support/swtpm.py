@@ -99,6 +99,19 @@ class SoftwareTpm:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
+    def copy_state(self, to: Path) -> None:
+        """Copy all the TPM keeps, as somebody with its chip on the table would; it is off meanwhile."""
+        self.power_off()
+        shutil.copytree(self._state, to)
+        self.power_on()
+
+    def put_back(self, copy: Path) -> None:
+        """Let it go on from *copy*."""
+        self.power_off()
+        shutil.rmtree(self._state)
+        shutil.copytree(copy, self._state)
+        self.power_on()
+
     def power_cycle(self) -> None:
         self.power_off()
         self.power_on()

@@ -19,10 +19,9 @@ from casemate.crypto.ecdsa import EcKey
 from casemate.errors import NotAuthorisedError, PolicyDeniedError, UntrustedDataError
 from casemate.fleet.home import FleetHome
 from casemate.fleet.store import Store, tables
-from casemate.formats import evidence
 from casemate.formats.keystore import key_id
 from support import databases
-from support.evidence import event, log_of
+from support.evidence import event
 from support.fleet import Device, Server, running, until
 from support.swtpm import needs_swtpm, software_tpm
 from support.tpm_device import FIRMWARE, STACK, TpmDevice
@@ -142,50 +141,6 @@ def test_a_device_whose_certificate_has_ended_comes_back_with_its_tpm_and_its_us
     assert device.checkin().status == 200
 
 
-def test_a_revoked_device_does_not_come_back_with_its_tpm(server, chip, tmp_path):
-    device = fresh(server, chip, tmp_path)
-    server.cli("device", "revoke", device.asset)
-    secret = device.activate(device.hello().json())
-    answer = device.open("enroll/tpm/complete", {"secret": base64.b64encode(secret).decode()})
-    assert answer.status == 401
-
-
-def test_a_proof_works_once_and_a_guess_not_at_all(server, chip, tmp_path):
-    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
-    answer = device.hello(server.token(device.asset))
-    proof = {"secret": base64.b64encode(device.activate(answer.json())).decode()}
-    assert device.open("enroll/tpm/complete", {"secret": base64.b64encode(bytes(32)).decode()}).status == 401
-    assert device.open("enroll/tpm/complete", proof).status == 200
-    assert device.open("enroll/tpm/complete", proof).status == 401
-
-
-def test_a_credential_for_one_tpm_is_no_use_to_another(server, chip, tmp_path, makers):
-    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
-    with software_tpm(tmp_path / "thief", makers) as other:
-        thief = TpmDevice(server, tmp_path / "t", device.asset, other)
-        _, _, foreign = thief.keys()
-        sealed = device.hello(server.token(device.asset), ak_public=foreign).json()
-        for each in (device, thief):
-            with pytest.raises(NotAuthorisedError):
-                each.activate(sealed)
-
-
-@pytest.mark.parametrize("field", ["ek_public", "ak_public", "csr"])
-def test_a_hello_that_is_not_one_is_refused_and_the_token_stays_good(server, chip, tmp_path, field):
-    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
-    token = server.token(device.asset)
-    assert device.hello(token, **{field: b"not that"}).status == 400
-    device.join(token)
-
-
-def test_a_certificate_of_another_endorsement_key_is_refused(server, chip, tmp_path, makers):
-    device = TpmDevice(server, tmp_path / "d", f"unit-{next(_names)}", chip).boot()
-    with software_tpm(tmp_path / "thief", makers) as other:
-        foreign = TpmDevice(server, tmp_path / "t", "x", other).keys()[0]
-    answer = device.hello(server.token(device.asset), ek_certificate=foreign)
-    assert (answer.status, answer.json()["check"]) == (400, "ek-certificate")
-
-
 def test_a_maker_nobody_listed_makes_no_chip(server, tmp_path):
     with software_tpm(tmp_path / "tpm") as unlisted:
         device = fresh(server, unlisted, tmp_path)
@@ -237,19 +192,6 @@ def test_a_model_that_was_listed_before_it_is_served_is_no_warning(server, devic
     assert group not in server.cli("model", "gate", name)["policies_without"]
 
 
-def test_an_older_policy_does_not_come_back(server, device):
-    signed = device.identity.parent.parent / "signed"
-    server.cli("policy", "add", str(signed), expect=10)
-
-
-def test_a_policy_of_another_author_is_refused(server, device, tmp_path):
-    offline("policy", "author", tmp_path / "stranger")
-    server.cli("policy", "learn", device.asset, "--out", str(tmp_path / "p"))
-    signed = str(tmp_path / "s")
-    offline("policy", "sign", tmp_path / "p", "--key-file", tmp_path / "stranger", "--out", signed)
-    server.cli("policy", "add", signed, expect=10)
-
-
 def test_a_tampered_device_is_told_apart_and_comes_back_when_it_is_whole(server, device):
     assert device.boot((*STACK[:2], event("engine", digest="e" * 64))).attest()["status"] == "contraindicated"
     assert device.boot(firmware={**FIRMWARE, 7: b"x" * 32}).attest()["status"] == "contraindicated"
@@ -267,56 +209,8 @@ def refused(device, given, check):
     assert found["reasons"][0].startswith(f"boot: {check}: ")
 
 
-def altered(given, name):
-    change = msgspec.structs.replace
-    attest, log = bytearray(given.attest), given.log
-    if name == "attest":
-        attest[60] ^= 1
-        return change(given, attest=bytes(attest))
-    if name == "cut":
-        return change(given, log=log[:-1])
-    if name == "event":
-        return change(given, log=log_of((*STACK[:2], event("engine", digest="0" * 64))))
-    if name == "truncated":
-        return change(given, attest=given.attest[:-1])
-    return change(given, pcrs={**given.pcrs, 7: bytes(32)})
-
-
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        ("attest", "quote-signature"),
-        ("cut", "log-replay"),
-        ("event", "log-replay"),
-        ("truncated", "quote-signature"),
-        ("pcrs", "quote-digest"),
-    ],
-)
-def test_evidence_that_was_touched_is_contraindicated(device, name, check):
-    refused(device, altered(device.evidence(device.challenge()), name), check)
-
-
-def test_evidence_of_another_tpm_is_contraindicated(device, server, tmp_path, makers):
-    with software_tpm(tmp_path / "thief", makers) as other:
-        thief = TpmDevice(server, tmp_path / "t", "x", other).boot()
-        refused(device, thief.evidence(device.challenge()), "quote-signature")
-
-
-def test_evidence_works_once_for_its_own_device_and_challenge(server, device, tmp_path):
-    given = device.evidence(device.challenge())
-    assert device.show(given).status == 200
-    again = device.show(given)
-    assert (again.status, again.json()["check"]) == (400, "nonce")
-    made_up = device.show(msgspec.structs.replace(given, nonce=b"m" * 32))
-    assert made_up.json()["check"] == "nonce"
-    first = device.challenge()
-    device.challenge()
-    assert device.show(device.evidence(first)).json()["check"] == "nonce"
-    other = Device(server, tmp_path, f"plain-{next(_names)}").enrol()
-    challenge = device.challenge()
-    raw = evidence.encode(device.evidence(challenge))
-    answer = server.ask("devices", "POST", "/device/v1/attest/evidence", raw, identity=other.identity)
-    assert answer.json()["check"] == "nonce"
+def cut_short(given):
+    return msgspec.structs.replace(given, log=given.log[:-1])
 
 
 def test_a_device_without_a_tpm_cannot_be_attested(server, tmp_path):
@@ -365,7 +259,7 @@ def test_a_bad_result_ends_a_good_one(server, device):
     model, _ = gated(server)
     device.attest()
     assert device.ask_key(model).status == 200
-    refused(device, altered(device.evidence(device.challenge()), "cut"), "log-replay")
+    refused(device, cut_short(device.evidence(device.challenge())), "log-replay")
     assert device.ask_key(model).status == 403
     device.attest()
     assert device.ask_key(model).status == 200

@@ -190,15 +190,6 @@ def test_a_device_is_asked_for_a_sign_of_life_as_long_as_it_is_one_of_ours(serve
     server.cli("device", "ping", "nobody", expect=5)
 
 
-def test_an_answer_that_another_key_signed_is_refused(server, device):
-    server.cli("device", "quarantine", device.asset)
-    delivered = until(lambda: device.checkin().json().get("commands"))
-    true_key, device.key = device.key, EcKey.generate()
-    assert device.answer(delivered[0]).status == 400
-    device.key = true_key
-    assert device.answer(delivered[0]).status == 204
-
-
 def test_wipe_is_believed_when_it_is_proven_and_nothing_is_granted_after(server, device):
     server.cli("device", "wipe", device.asset, "--yes")
     until(lambda: device.ask("POST", "/device/v1/inventory", {"items": []}).status == 403, REVOKED_WITHIN)
@@ -283,7 +274,7 @@ def test_an_inventory_is_stored_once_for_all_who_have_it(server, tmp_path):
     assert second.checkin(inventory="0" * 64).json()["inventory_wanted"] is True
 
 
-def test_a_used_revoked_or_expired_token_is_worth_nothing(server, tmp_path):
+def test_nobody_learns_what_is_wrong_with_a_token(server, tmp_path):
     used = server.token("tok-1")
     Device(server, tmp_path, "tok-1").enrol(used)
     csr = client_certificate.make_request(EcKey.generate())
@@ -294,12 +285,6 @@ def test_a_used_revoked_or_expired_token_is_worth_nothing(server, tmp_path):
     assert [each.status for each in answers] == [401] * 5
     assert len({each.body for each in answers[:4]}) == 1  # nobody learns which it was
     assert used not in json.dumps(server.cli("token", "list"))
-
-
-def test_a_bad_request_does_not_burn_the_token(server, tmp_path):
-    token = server.token("burn-1")
-    assert server.enrol(token, b"not a request").status == 400
-    assert Device(server, tmp_path, "burn-1").enrol(token).checkin().status == 200
 
 
 def test_health_and_metrics(server, device):

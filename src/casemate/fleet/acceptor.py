@@ -3,17 +3,18 @@
 A handshake is twenty times a request. If ten thousand began at once none would end before its deadline, and all would
 be begun again. Nobody holds the door either: one address may have only a few handshakes open, and they get less time
 when it is crowded.
+
+A handshake that is refused is counted by its reason: the application never hears of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from casemate.fleet.admission import network_of
@@ -24,6 +25,14 @@ PER_ADDRESS: Final = 64
 DEADLINE: Final = 10.0
 CROWDED_DEADLINE: Final = 4.0
 _EXHAUSTED: Final = 1.0
+CROWDED: Final = "crowded"
+LATE: Final = "handshake-time"
+_EXPIRED: Final = 10
+"""X509_V_ERR_CERT_HAS_EXPIRED."""
+_REASONS: Final[Mapping[str | None, str]] = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "no-certificate",
+    "CERTIFICATE_VERIFY_FAILED": "certificate",
+}
 _log = logging.getLogger("casemate.fleet")
 
 
@@ -31,12 +40,17 @@ class Acceptor:
     """One listening socket; shaped like `asyncio.Server` where uvicorn looks."""
 
     def __init__(
-        self, sock: socket.socket, tls: ssl.SSLContext | None, protocol: Callable[[], asyncio.Protocol]
+        self,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        protocol: Callable[[], asyncio.Protocol],
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Give each connection on *sock* a *protocol*, after a handshake if there is *tls*."""
+        """Give each connection on *sock* a *protocol*, after a handshake if *tls*; *tell* hears of refusals."""
         self._sock = sock
         self._tls = tls
         self._protocol = protocol
+        self._tell = tell
         self._free = asyncio.Semaphore(HANDSHAKES)
         self._open: collections.Counter[str] = collections.Counter()
         self._shaking: set[asyncio.Task[None]] = set()
@@ -76,6 +90,7 @@ class Acceptor:
             who = network_of(address[0]) if self._tls and address else ""
             if who and self._open[who] >= PER_ADDRESS:
                 self.refused += 1
+                self._tell(CROWDED)
                 self._free.release()
                 connection.close()
                 continue
@@ -88,12 +103,24 @@ class Acceptor:
         crowded = len(self._shaking) > HANDSHAKES // 2
         deadline = CROWDED_DEADLINE if crowded else DEADLINE
         try:
-            with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):
-                await loop.connect_accepted_socket(
-                    self._protocol, connection, ssl=self._tls, ssl_handshake_timeout=deadline if self._tls else None
-                )
+            await loop.connect_accepted_socket(
+                self._protocol, connection, ssl=self._tls, ssl_handshake_timeout=deadline if self._tls else None
+            )
+        except ssl.SSLError as error:
+            self._tell(reason_of(error))
+        except (ConnectionAbortedError, TimeoutError):
+            self._tell(LATE)
+        except OSError:
+            pass  # it left by itself
         finally:
             self._open[who] -= 1
             if not self._open[who]:
                 del self._open[who]
             self._free.release()
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """Return what a failed handshake is counted as; what is not about a certificate is "tls"."""
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _EXPIRED:
+        return "certificate-expired"
+    return _REASONS.get(error.reason, "tls")

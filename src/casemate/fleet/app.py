@@ -27,13 +27,13 @@ from casemate.fleet.web import routes as web
 
 def enrolment_app(fleet: Fleet) -> Starlette:
     """Return what anybody can reach: how to become a device."""
-    return _app(fleet, [*est.OPEN_ROUTES, *tpm_enrolment.ROUTES, *comeback.ROUTES])
+    return _app(fleet, "enrol", [*est.OPEN_ROUTES, *tpm_enrolment.ROUTES, *comeback.ROUTES])
 
 
 def devices_app(fleet: Fleet, peers: Peers) -> Straight:
     """Return what enrolled devices can reach."""
     proving = [*attestation.ROUTES, *keybroker.ROUTES, *witness.ROUTES]
-    app = _app(fleet, [*checkin.ROUTES, *est.DEVICE_ROUTES, *proving, *reports.ROUTES])
+    app = _app(fleet, "devices", [*checkin.ROUTES, *est.DEVICE_ROUTES, *proving, *reports.ROUTES])
     app.state.peers = peers
     return Straight(app, checkin.ROUTE)
 
@@ -58,8 +58,8 @@ class Straight:
 
 def people_app(fleet: Fleet, commander: Commander, party: RelyingParty) -> Starlette:
     """Return what people reach: the console at the address of *party*, whose orders *commander* signs."""
-    app = _app(fleet, [Route("/healthz", _health), Route("/metrics", _metrics)])
-    app.mount("/api/v1", BoundedBody(api_app(fleet, commander)))
+    app = _app(fleet, "people", [Route("/healthz", _health), Route("/metrics", _metrics)])
+    app.mount("/api/v1", BoundedBody(api_app(fleet, commander), fleet.metrics))
     web.attach(app, fleet, commander, party)
     return app
 
@@ -80,17 +80,19 @@ async def _metrics(request: Request) -> Response:
     return Response(request.app.state.fleet.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _app(fleet: Fleet, routes: list[Route]) -> Starlette:
+def _app(fleet: Fleet, listener: str, routes: list[Route]) -> Starlette:
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    app.state.fleet = fleet
+    app.state.fleet, app.state.listener = fleet, listener
     return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Answer what routing refuses as a problem, too."""
-    del request
     status: Any = getattr(error, "status_code", 500)
     kinds: dict[int, CasemateError] = {404: NotFoundError("nothing is here"), 405: UsageError("not with this method")}
-    response = problem(kinds.get(status, OperationError("the server failed")))
+    found = kinds.get(status, OperationError("the server failed"))
+    state = request.app.state
+    state.fleet.metrics.refused(state.listener, found)
+    response = problem(found)
     response.status_code = status
     return response

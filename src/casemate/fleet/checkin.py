@@ -118,7 +118,7 @@ class WakeStream:
             finally:
                 fleet.load.leave()
         except CasemateError as error:
-            fleet.metrics.refusals.labels("devices", error.code).inc()
+            fleet.metrics.refused("devices", error)
             await problem(error)(scope, receive, send)
             return
 

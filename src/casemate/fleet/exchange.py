@@ -174,7 +174,7 @@ def guarded(
         try:
             response = await answer(request)
         except CasemateError as error:
-            metrics.refusals.labels(listener, getattr(error, "check", error.code)).inc()
+            metrics.refused(listener, error)
             response = problem(error)
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it

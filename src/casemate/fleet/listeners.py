@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import uvicorn
 from casemate.config import parse_address
 from casemate.errors import ConfigError, HostError, OperationError
 from casemate.fleet.acceptor import Acceptor
-from casemate.fleet.protocol import KEEP_ALIVE_SECONDS, PeerProtocol, spare_memory
+from casemate.fleet.protocol import KEEP_ALIVE_SECONDS, PeerProtocol, send_alerts, spare_memory
 
 BACKLOG: Final = 4096
 LEAVE_SECONDS: Final = 10
@@ -31,8 +31,10 @@ _UNIX: Final = "unix:"
 class Listener(uvicorn.Server):
     """One application on one bound socket; the process, not uvicorn, handles signals."""
 
-    def __init__(self, app: Any, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Serve *app* on *sock*; without *tls* the socket must be a unix one."""
+    def __init__(
+        self, app: Any, sock: socket.socket, tls: ssl.SSLContext | None, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Serve *app* on *sock*; without *tls* the socket must be a unix one. *tell* hears why somebody got nowhere."""
         if tls is None and sock.family != socket.AF_UNIX:
             raise ConfigError("a listener without TLS must be a unix socket")
         config = uvicorn.Config(
@@ -51,17 +53,21 @@ class Listener(uvicorn.Server):
         )
         super().__init__(config)
         spare_memory()
+        send_alerts()
         self._sock = sock
         self._tls = tls
+        self._tell = tell
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; unlike uvicorn, with limits for TLS handshakes."""
         del sockets
 
         def protocol() -> PeerProtocol:
-            return PeerProtocol(config=self.config, server_state=self.server_state, app_state={})
+            made = PeerProtocol(config=self.config, server_state=self.server_state, app_state={})
+            made.tell = self._tell
+            return made
 
-        acceptor = Acceptor(self._sock, self._tls, protocol)
+        acceptor = Acceptor(self._sock, self._tls, protocol, self._tell)
         acceptor.start(BACKLOG)
         self.servers = [acceptor]  # type: ignore[list-item]  # of a server uvicorn wants these two methods
         self.started = True

@@ -6,6 +6,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from casemate.errors import CasemateError
+
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 
 
@@ -30,6 +32,14 @@ class Metrics:
         self.alerts = self._counter("alerts", "Alerts opened", "kind")
         self.deliveries = self._counter("alert_deliveries", "Alerts sent out", "outcome")
         self.devices = Gauge("casemate_fleet_devices", "Devices by state", ["state"], registry=self.registry)
+        self.leads = Gauge(
+            "casemate_fleet_leads", "Duties of all servers that this one does now", ["duty"], registry=self.registry
+        )
+        self.unattended = Gauge(
+            "casemate_fleet_rollouts_unattended_seconds",
+            "How long no server has looked at a rollout that is under way",
+            registry=self.registry,
+        )
         self.streams = Gauge("casemate_fleet_streams", "Open wake streams", registry=self.registry)
         self.flush_seconds = Histogram(
             "casemate_fleet_flush_seconds", "Time one batch takes", registry=self.registry, buckets=_SECONDS
@@ -37,6 +47,10 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"casemate_fleet_{name}", text, labels, registry=self.registry)
+
+    def refused(self, listener: str, error: CasemateError) -> None:
+        """Count a refusal: by the check that failed, else by the kind of the error."""
+        self.refusals.labels(listener, getattr(error, "check", error.code)).inc()
 
     def answered(self, listener: str, status: int) -> None:
         """Count an answer."""

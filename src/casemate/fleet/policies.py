@@ -8,12 +8,13 @@ its devices are not affirmed.
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.errors import NotFoundError, OperationError, UsageError
+from casemate.errors import NotFoundError, OperationError, UntrustedDataError, UsageError
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.store import tables
@@ -61,13 +62,23 @@ def author(fleet: Fleet) -> bytes | None:
 
 
 async def add(fleet: Fleet, raw: bytes, actor: str) -> VerifiedPolicy:
-    """Put a signed policy in force.
+    """Put a signed policy in force. One that is refused is an entry of the audit log, too: somebody tried.
 
     Raises:
         UsageError: nobody was named who may sign.
         UntrustedDataError: it is not signed by the author, leaves a check out, or is not newer than the last.
 
     """
+    try:
+        return await _put_in_force(fleet, raw, actor)
+    except UntrustedDataError as error:
+        detail = {"check": error.check, "sha256": hashlib.sha256(raw).hexdigest()}
+        async with fleet.store.write() as connection:
+            await fleet.audit.append(connection, Act(actor, "policy.refuse", detail=detail), fleet.clock.wall())
+        raise
+
+
+async def _put_in_force(fleet: Fleet, raw: bytes, actor: str) -> VerifiedPolicy:
     public = author(fleet)
     if public is None:
         raise UsageError("no policy author is trusted yet", hint="`casemate fleet policy trust KEY`")

@@ -2,7 +2,7 @@
 
 `PeerProtocol` uses uvicorn's internals (`scope` before `on_headers_complete`, `transport`, `on_response_complete`): its
 version is pinned by the lock file, and a start-up self-test fails when they go away. What is taken from asyncio's TLS
-only saves memory: without it everything works.
+only saves memory and tells a refused client why: without it everything works.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import sslproto
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,21 @@ _shared_view: Final = memoryview(_shared)
 def spare_memory() -> None:
     """Have asyncio make small TLS buffers: ten thousand idle devices would hold 2.5 GiB of nothing."""
     sslproto.SSLProtocol.max_size = TLS_BUFFER
+
+
+def send_alerts() -> None:
+    """Have asyncio send the alert that ends a handshake: it drops it, and a device is not told that its time is up."""
+    ended: Any = sslproto.SSLProtocol._on_handshake_complete  # noqa: SLF001
+    if ended.__name__ == "_said":
+        return
+
+    def _said(protocol: Any, failed: BaseException | None) -> None:
+        if failed is not None:
+            with contextlib.suppress(Exception):  # the connection ends either way
+                protocol._process_outgoing()  # noqa: SLF001
+        ended(protocol, failed)
+
+    sslproto.SSLProtocol._on_handshake_complete = _said  # type: ignore[method-assign]  # noqa: SLF001
 
 
 class Joined:
@@ -87,6 +103,8 @@ class PeerProtocol(HttpToolsProtocol):
     _head = 0
     _in_head = True
     _peer: Peer | None = None
+    tell: Callable[[str], None] = staticmethod(lambda _: None)
+    """Hears why a connection was ended or a message refused before there was a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Read the certificate once; begin to wait for a head."""
@@ -110,7 +128,7 @@ class PeerProtocol(HttpToolsProtocol):
             self._head += len(data)
         super().data_received(data)
         if self._in_head and self._head > HEAD_BYTES:
-            self._abort()
+            self._abort("head-size")
 
     def on_headers_complete(self) -> None:
         """Hand the certificate on; from here the whole message has a deadline."""
@@ -149,11 +167,19 @@ class PeerProtocol(HttpToolsProtocol):
     def look_at(self, now: float) -> None:
         """End the connection when it is over its time."""
         if now > self.deadline or now > self._stalled:
-            self._abort()
+            idle = self._in_head and not self._head and now <= self._stalled
+            self._abort("" if idle else "too-slow")
 
-    def _abort(self) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self.tell("http-form")
+        super().send_400_response(msg)
+
+    def _abort(self, why: str) -> None:
         if self.transport and not self.transport.is_closing():
             self.transport.abort()
+            if why:
+                self.tell(why)
 
 
 def _share_buffer(transport: asyncio.Transport) -> None:

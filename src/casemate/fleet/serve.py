@@ -228,13 +228,17 @@ def _listener(
         assert commander is not None
         app = people_app(fleet, commander, relying_party(fleet.settings, port=_port(sock)))
     own = pki.listener_certificate(fleet.home, _names(sock, fleet.settings), fleet.clock)
+
+    def tell(why: str) -> None:
+        fleet.metrics.refusals.labels(name, why).inc()
+
     if proxied:  # the certificate is the proxy's to show
-        return listeners.Listener(app, sock, None)
+        return listeners.Listener(app, sock, None, tell)
     if name == "devices":
         authorities = [x509.to_pem(each) for each in fleet.authority.chain()]
-        return listeners.Listener(app, sock, listeners.device_context(*own, authorities))
+        return listeners.Listener(app, sock, listeners.device_context(*own, authorities), tell)
     chosen = options.tls if name == "people" and options.tls else own
-    return listeners.Listener(app, sock, listeners.server_context(*chosen))
+    return listeners.Listener(app, sock, listeners.server_context(*chosen), tell)
 
 
 def relying_party(settings: Settings, *, port: int) -> RelyingParty:

@@ -30,6 +30,7 @@ from casemate.fleet.api import once
 from casemate.fleet.changes import Ears, Notices, Nudges
 from casemate.fleet.commands import Commander
 from casemate.fleet.context import Fleet
+from casemate.fleet.leader import KEEP_SECONDS
 from casemate.fleet.rollout import releases, steward
 from casemate.fleet.seen import FLUSH_SECONDS
 from casemate.fleet.shared_clock import SETTLE_SECONDS
@@ -72,6 +73,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
     rows = [
         Task("flush", FLUSH_SECONDS, fleet.seen.flush),
         Task("clock", SETTLE_SECONDS, fleet.clock.settle),
+        Task("lead", KEEP_SECONDS, fleet.leader.keep),
         Task("count", SWEEP_SECONDS, lambda: count(fleet)),
         Task("prune", PRUNE_SECONDS, prune, alone=True),
         Task("evidence", PRUNE_SECONDS, forget, alone=True),
@@ -120,9 +122,10 @@ async def run(fleet: Fleet, task: Task, stopping: asyncio.Event) -> None:
     failed = False
     while not stopping.is_set():
         try:
-            if not task.alone or await fleet.leader.leads(task.name):
-                await task.act()
+            await _do(fleet, task)
         except CasemateError as error:
+            if task.alone:
+                fleet.metrics.refused("duty", error)
             if not failed:
                 _log.warning("%s: %s", task.name, error.message)
             failed = True
@@ -138,11 +141,27 @@ async def run(fleet: Fleet, task: Task, stopping: asyncio.Event) -> None:
             pass
 
 
+async def _do(fleet: Fleet, task: Task) -> None:
+    if not task.alone:
+        await task.act()
+        return
+    leads = False
+    try:
+        leads = await fleet.leader.leads(task.name)
+    finally:
+        fleet.metrics.leads.labels(task.name).set(leads)
+    if leads:
+        with fleet.store.fenced(fleet.leader.fence(task.name)):
+            await task.act()
+
+
 async def count(fleet: Fleet) -> None:
-    """Count devices by state, for the interval of check-ins and for Prometheus."""
+    """Count devices by state, for the interval of check-ins and for Prometheus; see that rollouts are looked at."""
     state = tables.device.c.state
     async with fleet.store.read() as connection:
         rows = (await connection.execute(sa.select(state, sa.func.count()).group_by(state))).all()
+        waits = await steward.unattended(connection, fleet.clock.wall())
+    fleet.metrics.unattended.set(waits)
     found = {row[0]: row[1] for row in rows}
     for each in State:
         fleet.metrics.devices.labels(str(each)).set(found.get(str(each), 0))

@@ -9,15 +9,16 @@ import pytest
 import sqlalchemy as sa
 
 from casemate.clock import SystemClock
-from casemate.errors import NotAuthorisedError, OperationError
+from casemate.errors import ConflictError, NotAuthorisedError, OperationError
 from casemate.fleet import changes, enrolment, serve
+from casemate.fleet import leader as leader_module
 from casemate.fleet.changes import ChangeReader, Ears, Notices, note_change
 from casemate.fleet.context import Fleet
 from casemate.fleet.enrolment import Wanted
 from casemate.fleet.home import FleetHome
 from casemate.fleet.leader import Leader
 from casemate.fleet.shared_clock import FleetClock
-from casemate.fleet.store import Store, schema, tables
+from casemate.fleet.store import Store, database, schema, tables
 from support import databases
 
 
@@ -179,6 +180,93 @@ def test_a_duty_has_one_leader_and_goes_over_when_that_one_dies(tmp_path):
             await second.resign()
             assert await first.leads("alerts")
             await first.resign()
+
+    asyncio.run(work())
+
+
+def test_what_a_leader_decided_before_another_led_is_not_written(tmp_path):
+    """It stops before it writes (a suspended machine), another takes over, it wakes up and goes on where it was."""
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 2) as made:
+            asleep, other = map(Leader, made)
+            reader = ChangeReader(made[1])
+            await reader.poll()
+            assert await asleep.leads("alerts")
+            with made[0].fenced(asleep.fence("alerts")):
+                await write(made[0], "while it led")
+                await asyncio.to_thread(databases.cut_connections, made[0].url)  # the database ends its session
+                while not await led(other, "alerts"):
+                    pass
+                with made[1].fenced(other.fence("alerts")):
+                    await write(made[1], "by the new one")
+                with pytest.raises(ConflictError, match="another server leads"):
+                    await write(made[0], "too late")
+                with pytest.raises(OperationError):
+                    await asleep.leads("alerts")
+                assert not await asleep.leads("alerts")
+            with made[0].fenced(asleep.fence("alerts")), pytest.raises(ConflictError):
+                await write(made[0], "without ever leading")
+            await write(made[0], "control: nobody asks")
+            assert await reader.poll() == ["while it led", "by the new one", "control: nobody asks"]
+            for each in (asleep, other):
+                await each.resign()
+
+    asyncio.run(work())
+
+
+async def led(leader, duty):
+    with contextlib.suppress(OperationError):
+        return await leader.leads(duty)
+    return False
+
+
+@pytest.mark.parametrize("silent", [1, 3600], ids=["for too long", "control: not for long"])
+def test_a_leader_that_says_nothing_is_followed_by_another(tmp_path, monkeypatch, silent):
+    """As a process that was stopped: its kernel answers for it, so only what it says itself counts."""
+    monkeypatch.setattr(leader_module, "SILENT_SECONDS", silent)
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 2) as made:
+            quiet, other = map(Leader, made)
+            assert await quiet.leads("alerts")
+            taken, asked = False, 0
+            while not taken and asked < (300 if silent == 1 else 20):
+                await asyncio.sleep(0.1)
+                taken, asked = await other.leads("alerts"), asked + 1
+            assert taken == (silent == 1)
+            if taken:
+                with pytest.raises(OperationError):
+                    await quiet.keep()  # its session is gone
+            await quiet.keep()
+            for each in (quiet, other):
+                await each.resign()
+
+    asyncio.run(work())
+
+
+def test_a_transaction_that_was_left_open_frees_what_it_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "IDLE_SECONDS", 1)
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 1) as (other,):
+            monkeypatch.setattr(database, "IDLE_SECONDS", 1)
+            stopped = Store(other.url)
+            locked = sa.text("LOCK TABLE change IN ACCESS EXCLUSIVE MODE")
+
+            async def left_open():
+                async with stopped.write() as connection:
+                    await connection.execute(locked)
+                    await write(other, "a")  # waits for the lock, until the database ends who holds it
+                    await note_change(connection, "b", "state", 1.0)
+
+            async with asyncio.timeout(60):
+                with pytest.raises(OperationError):
+                    await left_open()
+                async with stopped.snapshot() as held:  # control: what locks nothing may take its time
+                    await asyncio.sleep(1.5)
+                    assert (await held.execute(sa.select(tables.change.c.device_id))).scalars().all() == ["a"]
+            await stopped.close()
 
     asyncio.run(work())
 

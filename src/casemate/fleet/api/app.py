@@ -274,7 +274,7 @@ def _shown(row: sa.RowMapping) -> dict[str, Any]:
 async def _refused(request: Request, error: Exception) -> Response:
     fleet: Fleet = request.app.state.fleet
     refusal = error if isinstance(error, CasemateError) else OperationError("the server failed")
-    fleet.metrics.refusals.labels("people", refusal.code).inc()
+    fleet.metrics.refused("people", refusal)
     response = problem(refusal)
     if response.status_code == 401:  # noqa: PLR2004 - unauthorised
         response.headers["WWW-Authenticate"] = "Bearer"
@@ -282,17 +282,17 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
-    del request
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "malformed"}
     place = ".".join(map(str, first["loc"]))
-    return problem(UsageError(f"{place}: {first['msg']}"))
+    return await _refused(request, UsageError(f"{place}: {first['msg']}"))
 
 
 async def _routing(request: Request, error: Exception) -> Response:
-    del request
+    if isinstance(error.__cause__, CasemateError):  # a body that was cut off while FastAPI read it
+        return await _refused(request, error.__cause__)
     status = getattr(error, "status_code", 500)
-    kind = NotFoundError("nothing is here") if status == 404 else UsageError("not with this method")  # noqa: PLR2004 - not found
-    response = problem(kind)
+    kinds = {404: NotFoundError("nothing is here"), 405: UsageError("not with this method")}
+    response = await _refused(request, kinds.get(status, UsageError("this is no request that can be read")))
     response.status_code = status
     return response
 

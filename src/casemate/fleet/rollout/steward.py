@@ -46,7 +46,7 @@ async def look(fleet: Fleet) -> int:
     for name in names:
         try:
             async with fleet.store.write() as connection:
-                await look_at(connection, fleet, name, fleet.clock.wall())
+                await look_at(connection, fleet, name)
         except Exception as error:  # noqa: BLE001 - one that cannot be looked at must not stop the others; told below
             failed = error
     if failed:
@@ -54,9 +54,20 @@ async def look(fleet: Fleet) -> int:
     return len(names)
 
 
-async def look_at(connection: AsyncConnection, fleet: Fleet, name: str, now: float) -> Decision | None:
+async def unattended(connection: AsyncConnection, now: float) -> float:
+    """Return the seconds since a rollout that is under way was looked at, of the one that waits longest; 0: none waits.
+
+    Every server tells: the one that should look may be the one that does not.
+    """
+    since = sa.func.min(sa.func.coalesce(_rollout.looked, _rollout.started))
+    oldest = (await connection.execute(sa.select(since).where(_rollout.state == str(State.RUNNING)))).scalar()
+    return max(0.0, now - oldest) if oldest is not None else 0.0
+
+
+async def look_at(connection: AsyncConnection, fleet: Fleet, name: str) -> Decision | None:
     """Take one look at the rollout *name* in the caller's transaction; None when there is nothing to decide."""
     row = await records.find(connection, name, lock=True)
+    now = fleet.clock.wall()  # not before the lock: whoever waited for it must not judge by the time it began to wait
     if row.state not in records.LIVE:
         return None
     given = terms.decode(bytes(row.terms))

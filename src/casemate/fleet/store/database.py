@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +29,16 @@ _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+async
 _WRITES: Final = "casemate_writes"
 _CHANGED: Final = "casemate_changed"
 _CONNECT_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 15
+"""How long a transaction on PostgreSQL may wait for the server that began it. A process that was stopped in the middle
+of one would keep what it locked from all the others until somebody noticed; the database ends it instead."""
 _ALIVE: Final = ("tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
 """What ends a session whose machine is gone within half a minute: its locks are free then."""
+_NO_LIMIT: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = 0")
+
+Fence = Callable[[AsyncConnection], Awaitable[None]]
+"""Raises when the transaction it is given must not be committed."""
+_fence: ContextVar[Fence | None] = ContextVar("fence", default=None)
 
 
 class Store:
@@ -47,6 +56,8 @@ class Store:
         options: dict[str, Any] = {"pool_size": pool, "max_overflow": 0, "pool_timeout": 15}
         if self.is_postgresql:
             options["pool_pre_ping"] = True  # a database that was restarted costs one round trip, not one request
+            limits = {"idle_in_transaction_session_timeout": str(IDLE_SECONDS * 1000)}
+            options["connect_args"] = {"server_settings": limits}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
         if not self.is_postgresql:
             _prepare_sqlite(self.engine)
@@ -68,6 +79,8 @@ class Store:
         if self.is_postgresql:
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
         async with _named(), engine.connect() as connection:
+            if self.is_postgresql:
+                await connection.execute(_NO_LIMIT)  # it locks nothing, and a backup packs between two tables
             yield connection
 
     @contextlib.asynccontextmanager
@@ -76,14 +89,27 @@ class Store:
 
         Raises:
             OperationError: the database is gone, locked or full.
+            ConflictError: it was `fenced`, and may not be committed any more.
 
         """
         async with _named(), self._writer.begin() as connection:
             yield connection
+            if fence := _fence.get():
+                await fence(connection)
             changed = connection.info.pop(_CHANGED, False)
         if changed:
             for tell in self._on_change:
                 tell()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def fenced(fence: Fence | None) -> Iterator[None]:
+        """Ask *fence* at the end of each transaction that this task writes meanwhile, before it is committed."""
+        before = _fence.set(fence)
+        try:
+            yield
+        finally:
+            _fence.reset(before)
 
     @staticmethod
     def mark_changed(connection: AsyncConnection) -> None:

@@ -285,6 +285,7 @@ def own_path(text: str) -> str:
 
 
 async def _refused(request: Request, error: CasemateError) -> Response:
+    request.app.state.fleet.metrics.refused("people", error)
     if request.headers.get("content-type", "").startswith("application/json"):
         return problem(error)
     site: Site = request.app.state.site
