@@ -158,7 +158,7 @@ def in_the_middle(shop, rollout, table, act):
         sql("ROLLBACK")
 
 
-@pytest.mark.parametrize("table", [OFFERING, SETTLING])
+@pytest.mark.parametrize("table", [OFFERING, pytest.param(SETTLING, marks=pytest.mark.long)])
 def test_a_server_killed_in_the_middle_of_a_batch_is_followed_by_the_other(shop, table):
     rollout = Rollout(shop, f"killed-{table}")
     rollout.until_exposed(FIRST)
