@@ -47,7 +47,7 @@ def send_alerts() -> None:
                 protocol._process_outgoing()  # noqa: SLF001
         ended(protocol, failed)
 
-    sslproto.SSLProtocol._on_handshake_complete = _said  # type: ignore[method-assign]  # noqa: SLF001
+    sslproto.SSLProtocol._on_handshake_complete = _said  # type: ignore[assignment, method-assign]  # noqa: SLF001
 
 
 class Joined:
