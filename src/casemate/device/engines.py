@@ -19,6 +19,7 @@ from casemate.formats import event, ipc
 
 _LOOK: Final = 2.0
 _AGAIN: Final = 1.0
+_GATEWAY_LOOK: Final = 0.1
 
 
 class Engines:
@@ -62,6 +63,7 @@ class Engines:
             try:
                 if not engine.child:
                     await self._wait_for_lease(engine)
+                    await self._wait_for_gateway()
                     await self.start(engine)
                 assert engine.child
                 engine.policy.started(clock.monotonic())
@@ -104,6 +106,12 @@ class Engines:
                 self.tell_down(engine, None)
         finally:
             waiting.cancel()
+
+    async def _wait_for_gateway(self) -> None:
+        """Return when the gateway runs: an engine that comes up without it ends again, and is not to blame."""
+        gateway = self._processes.policies["gateway"]
+        while gateway.state is not State.RUNNING:  # noqa: ASYNC110 - many wait for it, and it is over in a second
+            await asyncio.sleep(_GATEWAY_LOOK)
 
     async def _attend(self, engine: Engine, child: ChildProcess) -> ChildDied:
         """Attend *child* until it dies or its lease is over, which ends it."""

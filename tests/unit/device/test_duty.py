@@ -240,6 +240,29 @@ def test_a_link_that_cannot_be_started_is_tried_again_and_takes_nothing_down() -
     scene(scenario, unable=("link",))
 
 
+def test_an_engine_is_not_started_while_there_is_no_gateway_to_serve() -> None:
+    """It would end at once, and six such ends in ten minutes leave it down for good."""
+
+    async def scenario(world: World) -> None:
+        started: list[str] = []
+
+        async def start(engine: Engine) -> None:
+            started.append(engine.model.name)
+            raise ChildDied("no such program", transient=False)
+
+        world.engines.start = start  # type: ignore[method-assign]
+        gateway = world.processes.policies["gateway"]
+        gateway.died(5.0, "killed")
+        world.engines.adopt(Engine(ServedModel("m", ""), RestartPolicy()))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert started == []
+        gateway.started(5.0)
+        await happens(lambda: started)
+
+    scene(scenario)
+
+
 def test_stock_is_taken_anew_when_another_generation_serves_and_only_then() -> None:
     async def scenario(world: World) -> None:
         taken: list[Any] = []
