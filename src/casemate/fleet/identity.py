@@ -64,8 +64,8 @@ class Directory:
         self._serials: dict[str, set[str]] = {}
         self._asked: dict[str, asyncio.Future[Known | None]] = {}
         self._worker: asyncio.Task[None] | None = None
-        self._meanwhile: set[str] = set()
-        """Devices that changed since the running query began: what it says of them may be the past."""
+        self._meanwhile: set[str] | None = None
+        """Devices that changed since the running query began: what it says of them may be the past. None: none runs."""
 
     async def admit(self, serial: str, use: Use) -> Known:
         """Return the device that may do *use* now.
@@ -100,7 +100,8 @@ class Directory:
 
     def forget(self, device: str) -> None:
         """Drop what is held about *device*: it changed."""
-        self._meanwhile.add(device)
+        if self._meanwhile is not None:  # a server that is asked by no device hears of every change, too
+            self._meanwhile.add(device)
         for serial in self._serials.pop(device, ()):
             self._held.pop(serial, None)
 
@@ -112,7 +113,7 @@ class Directory:
                 del self._asked[serial]  # who asks from here on may need something newer
             # the moment counts from before the query: what is read cannot be younger
             started = self._clock.monotonic()
-            self._meanwhile.clear()
+            meanwhile = self._meanwhile = set[str]()
             try:
                 found = await self._query(list(batch))
             except Exception as error:  # noqa: BLE001 - whoever waits gets the failure; nobody is let through
@@ -121,9 +122,11 @@ class Directory:
                         future.set_exception(error)
                         future.exception()  # a caller that left must not become a warning
                 continue
+            finally:
+                self._meanwhile = None
             for serial, future in batch.items():
                 known = found.get(serial)
-                if known.id not in self._meanwhile if known else not self._meanwhile:
+                if known.id not in meanwhile if known else not meanwhile:
                     self._keep(serial, started, known)
                 if not future.done():
                     future.set_result(known)
