@@ -417,6 +417,7 @@ def _row(record: Record) -> dict[str, Any]:
         "security_version": public.security_version,
         "full_bytes": public.full.transfer_bytes,
         "deltas": {item.base_release: item.transfer_bytes for item in public.payloads if item.role == "delta"},
+        **({"gate": {"model": public.gate.model, "min_assurance": public.gate.min_assurance}} if public.gate else {}),
     }
 
 

@@ -174,6 +174,9 @@ class Upkeep:
             if ask.verb == "stands":
                 self._agent.stands(ask.args)
                 return {}
+            if ask.verb == "lease":
+                await self._agent.leases.obtain(str(ask.args["gate"]))
+                return {}
             if ask.verb == "floor":
                 await self._agent.raise_floor(int(ask.args["number"]))
                 return {}

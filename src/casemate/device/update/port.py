@@ -30,6 +30,8 @@ SWITCH_SECONDS: Final = 900.0
 _SECONDS: Final = 30.0
 _TPM_SECONDS: Final = 90.0
 """For what a TPM has to do first: longer than the agent waits for one, so that its answer is never left behind."""
+_LEASE_SECONDS: Final = 240.0
+"""For contact with the fleet, a judgement and its answer: longer than the agent waits for all three."""
 _T = TypeVar("_T", bound=ipc.Message)
 
 
@@ -124,6 +126,16 @@ class Port:
         """
         wanted = {"name": name, "container": container, "gate": gate, "waits": waits}
         return self._tell("serve", {"model": wanted}, SWITCH_SECONDS)
+
+    def lease(self, gate: str) -> None:
+        """Have a lease on the key of what the fleet calls *gate*, asking the fleet unless one runs.
+
+        Raises:
+            PolicyDeniedError: the fleet gives this device no key.
+            OperationError: it was not reached, or the TPM failed.
+
+        """
+        self._tell("lease", {"gate": gate}, _LEASE_SECONDS)
 
     def drop(self, name: str) -> None:
         """Have the model *name* served no more."""

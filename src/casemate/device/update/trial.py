@@ -6,6 +6,7 @@ what was decided. A generation that fails is denied for ever, and the one before
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from typing import Final
@@ -17,7 +18,7 @@ from casemate.device.update import gate, health, kinds
 from casemate.device.update.desk import Desk
 from casemate.device.update.generation import Generation
 from casemate.device.update.states import Phase
-from casemate.errors import CasemateError, OperationError, UntrustedDataError
+from casemate.errors import CasemateError, NotFoundError, OperationError, UntrustedDataError
 from casemate.formats import event
 
 _REASON_LIMIT: Final = 200
@@ -51,10 +52,13 @@ def try_out(desk: Desk) -> Applied:
     Raises:
         UntrustedDataError: the vault or the engine refused it; it is denied, the one before serves.
         OperationError: it failed its health gate; it is denied, the one before serves.
+        PolicyDeniedError: it is gated, and the fleet gives no key: no try is spent, and it is judged when it does.
 
     """
     while True:
         left = desk.store.state().trial
+        with contextlib.suppress(NotFoundError, UntrustedDataError):  # what does not prove itself is given up below
+            _require_lease(desk, desk.store.read(left))
         boot = desk.store.boot()
         if not boot.trial or boot.generation is None:
             _end_trial(desk, left, boot.note)
@@ -62,6 +66,26 @@ def try_out(desk: Desk) -> Applied:
         _record_trial(desk, boot.generation, boot.tries)
         if done := _attempt(desk, boot.generation, boot.tries):
             return done
+
+
+def _require_lease(desk: Desk, generation: Generation) -> None:
+    """Have a lease for a gated model before it is tried: that there is none says nothing of the generation.
+
+    Raises:
+        PolicyDeniedError: the fleet gives no key.
+        OperationError: it was not reached.
+
+    """
+    item = generation.item("model")
+    if not (item and item.gate):
+        return
+    try:
+        desk.port.lease(item.gate)
+    except CasemateError as error:
+        desk.store.interrupted(error.message)
+        if not isinstance(error, OperationError):
+            desk.unproven[generation.content_digest] = error.message
+        raise
 
 
 def _end_trial(desk: Desk, left: int, reason: str) -> None:
@@ -235,12 +259,14 @@ def settle(desk: Desk) -> None:
     """Do what is due on a device that has started: judge a trial, end a soak.
 
     Raises:
-        OperationError: the trial failed; the one before serves.
+        OperationError: the trial failed; the one before serves. Or its model waits for its fleet.
+        PolicyDeniedError: its model is gated, and the fleet gives no key.
 
     """
     state = desk.store.state()
     if state.phase is Phase.TRIAL:
         generation = desk.store.read(state.trial)
+        _require_lease(desk, generation)
         _record_trial(desk, generation, state.tries)
         if not _attempt(desk, generation, state.tries):  # whoever began it may have been cut off before the switch
             try_out(desk)

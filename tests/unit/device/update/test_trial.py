@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from casemate.device.admin import NoAnswerError
 from casemate.device.update import desk as desks
 from casemate.device.update import health, run, trial
 from casemate.device.update.floors import FileFloorStore, Floors
-from casemate.errors import BusyError, OperationError, UntrustedDataError
+from casemate.errors import BusyError, CasemateError, OperationError, PolicyDeniedError, UntrustedDataError
 from support.generations import Hand, generation
 
 SETTINGS = {"update.soak": 1000, "engine.load_deadline": 0.01, "engine.deadline": 1}
@@ -29,6 +30,8 @@ class Device:
         self.events: list[str] = []
         self.at_switch: list[tuple[str, Any]] = []
         self.measured: list[tuple[str, str]] = []
+        self.asked: list[str] = []
+        self.no_lease: CasemateError | None = None
         self.state: Any = None
 
     def containers(self) -> tuple[str, ...]:
@@ -46,6 +49,11 @@ class Device:
             raise self.refuses
         self.serving = container
         return {"way": "beside", "seconds": 0.1}
+
+    def lease(self, gate: str) -> None:
+        self.asked.append(gate)
+        if self.no_lease:
+            raise self.no_lease
 
     def measure_generation(self, content: str) -> None:
         self.measured.append((content, self.serving))
@@ -68,12 +76,14 @@ class Device:
         return {"text": self.answer, "error": "content_filter" if attack else "", "first_token": 0.01}
 
 
-def staged(root: Path, device: Device) -> desks.Desk:
+def staged(root: Path, device: Device, gate: str = "") -> desks.Desk:
     """Return the desk of *device* with a first generation staged."""
     FileFloorStore(root).begin(Floors())
     settings: Any = SETTINGS
     desk = desks.Desk(root, settings, device, recipient="", clock=Hand())  # type: ignore[arg-type]
     record, files = generation(1, 1)
+    items = tuple(msgspec.structs.replace(item, gate=gate if item.container else "") for item in record.items)
+    record = msgspec.structs.replace(record, items=items)
     desk.store.checked(record.content_digest, ["saffron"])
     device.there.append("saffron.g1")
     desk.store.fetching()
@@ -101,6 +111,33 @@ def test_a_good_generation_is_kept_and_recorded(tmp_path: Path) -> None:
     good = desk.good()
     assert good
     assert device.measured == [(good.content_digest, "saffron")], "it served before it was measured"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(PolicyDeniedError("the fleet gives no key"), True), (OperationError("the fleet was not reached"), False)],
+)
+def test_a_gated_trial_without_a_lease_is_not_judged_and_costs_nothing(tmp_path: Path, error: Any, said: bool) -> None:
+    """A network that is away fails nobody; a fleet that says no hears why nothing came of it."""
+    device = Device("saffron")
+    desk = staged(tmp_path, device, gate="saffron-gated")
+    trial.arm(desk)
+    device.no_lease = error
+    with pytest.raises(type(error)):
+        trial.try_out(desk)
+    state = desk.store.state()
+    assert (str(state.phase), state.tries, state.denied) == ("ARMED", 3, ())
+    assert state.last_error == error.message
+    assert device.measured == device.at_switch == []
+    assert list(desk.unproven.values()) == ([error.message] if said else [])
+    desk.store.boot()  # the device starts again, and still has none
+    with pytest.raises(type(error)):
+        trial.settle(desk)
+    assert (str(desk.store.state().phase), desk.store.state().tries) == ("TRIAL", 2)
+    device.no_lease = None
+    trial.settle(desk)
+    assert (str(desk.store.state().phase), device.serving) == ("GOOD", "saffron.g1")
+    assert device.asked == ["saffron-gated"] * 3
 
 
 def test_a_wrong_answer_goes_back_to_what_was_there_by_hand(tmp_path: Path) -> None:
