@@ -50,6 +50,12 @@ def served(device):
     return next(model for model in device.refresh()["models"] if model["name"] == MODEL)
 
 
+def proven(server):
+    """Return the models that the device's newest evidence proves."""
+    events = server.cli("policy", "learn", "till-7")["policy"]["events"]
+    return {event["name"] for event in events if event["kind"] == "model"}
+
+
 @pytest.mark.long
 def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
     home, extra = tmp_path / "d" / "home", {"CASEMATE_KEYSTORE_TPM": chip.tcti}
@@ -57,8 +63,8 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
     author, policy, signed = (str(tmp_path / name) for name in ("author", "policy", "signed"))
     with fleet(tmp_path / "fleet") as server:
 
-        def learn():
-            server.cli("policy", "learn", "till-7", "--out", policy)
+        def learn(*more):
+            server.cli("policy", "learn", "till-7", "--out", policy, *more)
             cli(environ, "fleet", "policy", "sign", policy, "--key-file", author, "--out", signed)
             server.cli("policy", "add", signed)
 
@@ -74,11 +80,13 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
             assert refused.returncode == 11, refused  # nobody has signed a policy
             learn()
             assert device.cli(*added, "L3", check=False).returncode == 11  # the fleet gives this key to L2 already
-            device.cli(*added, "L2")
+            made = json.loads(device.cli(*added, "L2", "--json").stdout)
+            assert server.cli("model", "gate", MODEL, "--min-assurance", "L2")["policies_without"] == ["default"]
+            learn("--model", f"{MODEL}={made['digest']}")  # what it serves is measured, and is known before
         with running(home, "--model", MODEL, environ=extra) as device:
             server.cli("device", "attest", "till-7")
-            until(lambda: (device.refresh()["fleet"] or {}).get("attestation") == "warning", WITHIN)
-            learn()  # what it serves is measured, and must be known for the next lease
+            until(lambda: MODEL in proven(server), WITHIN)
+            assert server.device("till-7")["assurance"] == "L2", "affirmed, with the model served"
         shorten(server)
         listed = json.loads(cli(environ, "model", "list", "--json").stdout)["models"]
         assert [model.get("gate", {}).get("min_assurance") for model in listed if model["name"] == MODEL] == ["L2"]

@@ -46,6 +46,7 @@ class Attestation:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[ipc.FromAttester]] = {}
         self._turn = asyncio.Lock()
+        self._returning = False
         self.result: dict[str, Any] = {}
 
     def started(self, child: ChildProcess) -> None:
@@ -142,7 +143,19 @@ class Attestation:
         await self._ask(ipc.DropKeys(self._next(), forever))
 
     async def come_back(self, message: ipc.AskChip) -> ipc.ChipSaid:
-        """Return what the TPM says to a fleet that this device comes back to."""
+        """Return what the TPM says to a fleet that this device comes back to: to one question at a time.
+
+        The link asks, which reads what comes from a network: a hundred questions at once would keep a TPM from leases.
+        """
+        if self._returning:
+            return ipc.ChipSaid(message.id, why="the TPM is answering already")
+        self._returning = True
+        try:
+            return await self._come_back(message)
+        finally:
+            self._returning = False
+
+    async def _come_back(self, message: ipc.AskChip) -> ipc.ChipSaid:
         try:
             if message.identity:
                 asked = ipc.ProveReturn(self._next(), message.identity, message.encrypted, message.csr)

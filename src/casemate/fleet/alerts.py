@@ -77,9 +77,18 @@ def _integrity(now: float, count: int) -> sa.Select[Any]:
     return sa.select(rollup.device_id).where(recent)
 
 
+def _return(now: float, count: int) -> sa.Select[Any]:
+    """Devices that wait for a person: `returns`."""
+    del now, count
+    asks = tables.device_return
+    joined = sa.join(tables.device, asks, _device.id == asks.c.device_id)
+    return sa.select(_device.id).select_from(joined).where(_device.state.in_(_LIVE), asks.c.approved.is_(None))
+
+
 RULES: Final = (
     Rule("offline", "it has not been heard of", _offline),
     Rule("certificate", "its certificate ends within a day and was not renewed", _certificate),
+    Rule("return", "its certificate has ended and it asks to come back", _return),
     Rule("quarantine", "it is cut off", _quarantine),
     Rule("attestation", "it has not proven what it runs", _attestation),
     Rule("integrity", "it found something changed that must not change", _integrity, ends=False),

@@ -18,7 +18,7 @@ from casemate.clock import SystemClock
 from casemate.crypto import client_certificate
 from casemate.crypto.ecdsa import EcKey
 from casemate.errors import BusyError, PolicyDeniedError, UntrustedDataError, UsageError
-from casemate.fleet import alerts, backup, commands, devices, enrolment, listing, serve, trend, webhook
+from casemate.fleet import alerts, backup, commands, devices, enrolment, listing, returns, serve, trend, webhook
 from casemate.fleet.audit import Act
 from casemate.fleet.commands import Commander
 from casemate.fleet.console import Console
@@ -94,6 +94,23 @@ def test_an_alert_opens_once_and_ends_with_what_was_wrong(tmp_path, kind):
             await alerts.sweep(fleet)
             assert await kinds(fleet) == []
             clock.ahead = 6.5 * 86400
+            await alerts.sweep(fleet)
+            assert await kinds(fleet) == ["certificate", "offline"]
+            async with fleet.store.write() as connection:
+                row = await devices.find(connection, device)
+                assert not await returns.is_let_in(connection, fleet.audit, row, clock.wall())
+            await alerts.sweep(fleet)
+            assert await kinds(fleet) == ["certificate", "offline", "return"]
+            async with fleet.store.write() as connection:
+                assert [one.id for one in await returns.waiting(connection)] == [device]
+                approve = Change(Event.APPROVE, "test", clock.wall())
+                assert await devices.apply(connection, fleet.audit, device, approve) is State.ENROLLED
+                assert not await returns.waiting(connection)
+                assert await returns.is_let_in(connection, fleet.audit, row, clock.wall())
+                late = clock.wall() + returns.APPROVED_SECONDS + 1
+                assert not await returns.is_let_in(connection, fleet.audit, row, late), "a yes does not wait for ever"
+                await returns.prune(connection, late + returns.FORGOTTEN_SECONDS + 1)
+                assert await returns.of(connection, device) is None
             await alerts.sweep(fleet)
             assert await kinds(fleet) == ["certificate", "offline"]
             async with fleet.store.write() as connection:
