@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-READY_WITHIN = 60.0
+READY_WITHIN = 150.0
 
 
 @dataclass

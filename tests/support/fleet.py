@@ -25,7 +25,7 @@ from casemate.crypto.ecdsa import EcKey
 from casemate.formats import envelope
 
 DEADLINE = 30.0
-START = 60.0
+START = 150.0
 
 
 @dataclasses.dataclass
