@@ -313,6 +313,7 @@ ELSEWHERE = {
         UNIT + "replicas.py::test_what_a_leader_decided_before_another_led_is_not_written",
         UNIT + "replicas.py::test_a_leader_that_says_nothing_is_followed_by_another",
         UNIT + "replicas.py::test_a_transaction_that_was_left_open_frees_what_it_locked",
+        UNIT + "replicas.py::test_a_server_that_stopped_in_the_middle_of_a_statement_blocks_nobody_for_long",
     ),
     "PostgreSQL restarted": (
         SYSTEM + "fleet_replicas.py::test_a_database_that_is_restarted_is_waited_for",

@@ -35,7 +35,7 @@ _CLASS: Final = 0x4C454144
 _ANSWER_SECONDS: Final = 5.0
 KEEP_SECONDS: Final = 5.0
 """How often the session says something."""
-SILENT_SECONDS: Final = 30
+SILENT_SECONDS: Final = 45
 """Without a word for so long it ends. More than `KEEP_SECONDS`, an answer and `IDLE_SECONDS` together."""
 assert SILENT_SECONDS > KEEP_SECONDS + _ANSWER_SECONDS + IDLE_SECONDS
 _WHO: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

@@ -74,6 +74,7 @@ def tasks(fleet: Fleet, commander: Commander | None) -> list[Task]:
         Task("flush", FLUSH_SECONDS, fleet.seen.flush),
         Task("clock", SETTLE_SECONDS, fleet.clock.settle),
         Task("lead", KEEP_SECONDS, fleet.leader.keep),
+        Task("unblock", KEEP_SECONDS, fleet.store.unblock),
         Task("count", SWEEP_SECONDS, lambda: count(fleet)),
         Task("prune", PRUNE_SECONDS, prune, alone=True),
         Task("evidence", PRUNE_SECONDS, forget, alone=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -267,6 +268,28 @@ def test_a_transaction_that_was_left_open_frees_what_it_locked(tmp_path, monkeyp
                     await asyncio.sleep(1.5)
                     assert (await held.execute(sa.select(tables.change.c.device_id))).scalars().all() == ["a"]
             await stopped.close()
+
+    asyncio.run(work())
+
+
+def test_a_server_that_stopped_in_the_middle_of_a_statement_blocks_nobody_for_long(tmp_path):
+    """It prepared a statement and did not send the rest: no limit of the database's own ends that."""
+
+    async def work():
+        async with stores(databases.new("postgresql", tmp_path), 1) as (other,):
+            stopped = await asyncpg.connect(databases.dsn(other.url), server_settings={"application_name": "casemate"})
+            await stopped.execute("BEGIN; LOCK TABLE change IN SHARE MODE")
+            await stopped.prepare("SELECT 2")
+            waiting = asyncio.create_task(write(other, "a"))
+            async with asyncio.timeout(60):
+                while not await asyncio.to_thread(databases.somebody_waits, other.url):
+                    pass
+                await asyncio.sleep(1.5)
+                assert await other.unblock() == 0  # control: it may take as long as a transaction may
+                assert not waiting.done()
+                assert await other.unblock(1.0) == 1
+                await waiting
+            stopped.terminate()
 
     asyncio.run(work())
 

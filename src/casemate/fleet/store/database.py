@@ -29,11 +29,20 @@ _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+async
 _WRITES: Final = "casemate_writes"
 _CHANGED: Final = "casemate_changed"
 _CONNECT_SECONDS: Final = 10.0
-IDLE_SECONDS: Final = 15
+IDLE_SECONDS: Final = 30
 """How long a transaction on PostgreSQL may wait for the server that began it. A process that was stopped in the middle
-of one would keep what it locked from all the others until somebody noticed; the database ends it instead."""
+of one would keep what it locked from all the others until somebody noticed; the database ends it instead. Choosing the
+devices of a batch among a million takes seconds inside of one: it must not be taken for asleep."""
 _ALIVE: Final = ("tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
 """What ends a session whose machine is gone within half a minute: its locks are free then."""
+_NAME: Final = "casemate"
+_UNBLOCK: Final = sa.text("""
+    SELECT count(pg_terminate_backend(held.pid)) FROM pg_stat_activity held
+    WHERE held.datname = current_database() AND held.application_name = :name AND held.wait_event = 'ClientRead'
+      AND held.xact_start IS NOT NULL AND held.state_change < clock_timestamp() - make_interval(secs => :seconds)
+      AND held.pid IN (SELECT unnest(pg_blocking_pids(waits.pid)) FROM pg_stat_activity waits
+                       WHERE waits.datname = current_database() AND waits.wait_event_type = 'Lock')
+""")
 _NO_LIMIT: Final = sa.text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 Fence = Callable[[AsyncConnection], Awaitable[None]]
@@ -57,7 +66,7 @@ class Store:
         if self.is_postgresql:
             options["pool_pre_ping"] = True  # a database that was restarted costs one round trip, not one request
             limits = {"idle_in_transaction_session_timeout": str(IDLE_SECONDS * 1000)}
-            options["connect_args"] = {"server_settings": limits}
+            options["connect_args"] = {"server_settings": {"application_name": _NAME, **limits}}
         self.engine: AsyncEngine = create_async_engine(self.url, **options)
         if not self.is_postgresql:
             _prepare_sqlite(self.engine)
@@ -148,6 +157,20 @@ class Store:
         found = Standing(self, query)
         self._standing.append(found)
         return found
+
+    async def unblock(self, seconds: float = IDLE_SECONDS) -> int:
+        """End sessions of ours that keep others waiting and have waited *seconds* for their server; returns how many.
+
+        PostgreSQL's own limit does not see a server that was stopped between two messages of one statement.
+
+        Raises:
+            OperationError: the database is gone.
+
+        """
+        if not self.is_postgresql:
+            return 0
+        async with self.read() as connection:
+            return int((await connection.execute(_UNBLOCK, {"name": _NAME, "seconds": seconds})).scalar_one())
 
     async def close(self) -> None:
         """Drop every connection."""
