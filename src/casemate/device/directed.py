@@ -138,8 +138,8 @@ class Follower:
         """Have every new pick carried out by *take* while the device *may*; what did not work is tried again."""
         pause = FIRST_PAUSE
         while True:
+            self._news.clear()  # before it is looked at: news that needs nothing done is no news a second time
             if self._unfinished() and may():
-                self._news.clear()
                 await take()
                 wait = pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, no secret
                 pause = min(pause * 2, LAST_PAUSE)
@@ -148,7 +148,8 @@ class Follower:
             else:
                 wait, pause = LAST_PAUSE, FIRST_PAUSE
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._news.wait()
                 pause = FIRST_PAUSE
 
     def _unfinished(self) -> bool:
