@@ -147,6 +147,7 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+                raise AssertionError(f"up did not stop when it was asked to:\n{log.read_text()[-4000:]}") from None
 
 
 def deepest_child(pid: int) -> int:

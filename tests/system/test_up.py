@@ -141,6 +141,25 @@ def test_sigterm_stops_everything_within_the_contract(tmp_path):
         assert eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below), 5)
 
 
+@pytest.mark.parametrize("role", ["journal", "vault", "gateway", "engine"])
+def test_sigterm_stops_a_device_that_is_starting_wherever_it_is(tmp_path, role):
+    """Nobody hears what a process says that was asked for just then; nothing may wait for it."""
+    tmp_path.chmod(0o755)
+    with running(tmp_path / "home", ready=False) as device:
+        below = device.process.pid
+        assert eventually(lambda: any(f"casemate.device.{role}" in words_of(pid) for pid in descendants(below)), 60)
+        began = time.monotonic()
+        device.stop(signal.SIGTERM)
+        assert time.monotonic() - began < CONTRACT * SLACK
+
+
+def words_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def test_kill_9_of_the_agent_stops_everything_and_the_next_up_recovers(tmp_path):
     tmp_path.chmod(0o755)
     with running(tmp_path / "home") as device:

@@ -160,6 +160,9 @@ class Engines:
                     fds={},
                     inherited=[engine_end.fileno(), supply_end.fileno()],
                 )
+            except asyncio.CancelledError:
+                loading.cancel()  # the device stops: nobody hears what the vault answers
+                raise
             except BaseException:
                 supply_end.close()
                 await asyncio.wait([loading])  # also when the process did not start: the vault's turn must end
@@ -170,6 +173,7 @@ class Engines:
             try:
                 await asyncio.wait([loading])
             except asyncio.CancelledError:  # nobody else knows of the process yet
+                loading.cancel()
                 child.kill()
                 raise
             engine.child = child

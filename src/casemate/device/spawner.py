@@ -304,6 +304,9 @@ class SpawnerLaunchers:
             except ChannelClosed as error:
                 ours.close()
                 raise OperationError("the process that starts the others is gone") from error
+            except asyncio.CancelledError:
+                ours.close()
+                raise
         if not spawned.pid:
             ours.close()
             raise HostError(f"cannot start {role}: {spawned.why}", hint="run `casemate doctor`")
@@ -318,13 +321,18 @@ class SpawnerLaunchers:
     async def _read(self, link: AsyncChannel) -> None:
         async for message, _ in link:
             if isinstance(message, ipc.Spawned | ipc.Served):
-                self._asked.pop(message.id).set_result(message)
+                answer = self._asked.pop(message.id)
+                if not answer.done():
+                    answer.set_result(message)
+                elif isinstance(message, ipc.Spawned) and message.pid:  # whoever wanted it was cancelled meanwhile
+                    self._end(message.pid)
             elif message.pid in self._watched:
                 self._watched.pop(message.pid)(message.reason)
             else:
                 self._ended[message.pid] = message.reason
         for answer in self._asked.values():
-            answer.set_exception(ChannelClosed())
+            if not answer.done():
+                answer.set_exception(ChannelClosed())
 
     def watch(self, pid: int, ended: Callable[[str], None]) -> None:
         """Call *ended* when *pid* is gone, also when it went before anybody watched."""
@@ -335,6 +343,9 @@ class SpawnerLaunchers:
 
     def kill(self, pid: int) -> None:
         """Ask the spawner to end *pid*."""
-        if pid in self._watched and self._channel:
-            with contextlib.suppress(ChannelClosed, OperationError):
-                self._channel.post(ipc.Kill(pid=pid))
+        if pid in self._watched:
+            self._end(pid)
+
+    def _end(self, pid: int) -> None:
+        with contextlib.suppress(ChannelClosed, OperationError):
+            self._open().post(ipc.Kill(pid=pid))

@@ -105,3 +105,31 @@ def test_the_agents_side_reports_refusals_and_a_vanished_spawner():
         launchers._channel.close()
 
     asyncio.run(scenario())
+
+
+def test_what_was_asked_for_by_somebody_who_is_gone_is_ended_and_the_next_is_served():
+    """Cancelled between the question and its answer: the process is nobody's, and the answer no error."""
+
+    async def work():
+        ours, theirs = channel.pair()
+        launchers, root = spawner.SpawnerLaunchers(ours), channel.AsyncChannel(theirs, ipc.ToSpawner)
+        first = asyncio.create_task(launchers.core("vault")(()))
+        asked, fds = await root.recv()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await root.send(ipc.Spawned(id=asked.id, pid=4711))
+        killed, _ = await root.recv()
+        second = asyncio.create_task(launchers.core("journal")(()))
+        again, more = await root.recv()
+        await root.send(ipc.Spawned(id=again.id, pid=4712))
+        process, link = await second
+        link.close()
+        for fd in (*fds, *more):
+            os.close(fd)
+        root.close()
+        await launchers._reader
+        ours.close()
+        return killed, process.pid
+
+    assert asyncio.run(work()) == (ipc.Kill(pid=4711), 4712)
