@@ -127,6 +127,7 @@ def test_a_signed_lie_about_a_release_fails_by_the_tpm_and_passes_without_one(se
         everybody = (honest, liar, believed)
         for device in everybody:
             device.checkin()
+        server.has_heard_of(*(device.asset for device in everybody))
         name = started(server)
         for device in everybody:
             until(lambda device=device: offered(device), 30)

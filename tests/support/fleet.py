@@ -112,6 +112,11 @@ class Server:
     def token(self, asset: str, *options: str) -> str:
         return self.cli("token", "create", "--asset", asset, *options)["token"]
 
+    def has_heard_of(self, *names: str) -> None:
+        """Return when the check-ins of *names* are in its database: they are written behind."""
+        for name in names:
+            until(lambda name=name: self.device(name)["last_seen"])
+
     def device(self, name: str) -> dict[str, Any]:
         return self.cli("device", "show", name)["device"]
 
