@@ -28,7 +28,7 @@ from report import Row, options, publish
 from casemate.clock import SystemClock
 from casemate.crypto import authority, x509
 from casemate.crypto.ecdsa import EcKey
-from casemate.fleet import serve
+from casemate.fleet import pki, serve
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
 from casemate.fleet.listeners import allow_many
@@ -150,7 +150,7 @@ async def enrolled(home: FleetHome, url: str, count: int) -> list[bytes]:
         certificates = [fleet.authority.issue_device(key.public, name, now) for name in names]
         rows = [
             {"id": name, "asset": f"till-{start + number:06}", "state": "enrolled", "enrolled_by": "token",
-             "created": now, "changed": now, "key_digest": "0" * 64, "certificate_expires": now + 86400}
+             "created": now, "changed": now, "key_digest": "0" * 64, "certificate_expires": now + pki.DEVICE_SECONDS}
             for number, name in enumerate(names)
         ]  # fmt: skip
         certs = []
