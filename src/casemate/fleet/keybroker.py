@@ -31,7 +31,7 @@ from casemate.fleet.context import Fleet
 from casemate.fleet.exchange import DeviceCall, device_route, reply
 from casemate.fleet.home import FleetHome
 from casemate.fleet.states import State, Use, may
-from casemate.fleet.store import Store, tables
+from casemate.fleet.store import Store, retention, tables
 from casemate.formats import fleet_api, keystore, lease, tpm
 from casemate.formats import gate as release_gate
 from casemate.formats.grant import show_recipient
@@ -40,8 +40,6 @@ LEVELS: Final = ("L0", "L1", "L2", "L3")
 LEASE_SECONDS: Final = 24 * 3600
 LONGEST_LEASE: Final = lease.LONGEST_S
 RESULT_AGE: Final = 900.0
-SLICE: Final = 1_000
-"""Answers looked at in one transaction: no check-in waits for long."""
 _KEY_BYTES: Final = 32
 _LABEL: Final = "casemate fleet broker 1"
 _PURPOSE: Final = b"casemate/1/model-key/"
@@ -217,24 +215,12 @@ async def list_grants(fleet: Fleet, limit: int = 100) -> list[dict[str, Any]]:
 async def prune(store: Store, now: float, kept: float) -> int:
     """Forget answers older than *kept* seconds whose lease is over; returns how many went. The audit log keeps them.
 
-    Answers are numbered as they are given, so the walk is along the numbers and ends where the young ones begin.
-
     Raises:
         OperationError: the database does not answer.
 
     """
-    grant, old, after, gone = tables.key_grant.c, now - kept, 0, 0
-    while True:
-        query = sa.select(grant.id, grant.created).where(grant.id > after).order_by(grant.id).limit(SLICE)
-        async with store.read() as connection:
-            seen = (await connection.execute(query)).all()
-        if not any(row.created < old for row in seen):
-            return gone
-        within = grant.id.between(seen[0].id, seen[-1].id)
-        over = sa.and_(grant.created < old, sa.or_(grant.expires.is_(None), grant.expires < now))
-        async with store.write() as connection:
-            done = await connection.execute(sa.delete(tables.key_grant).where(within, over))
-        gone, after = gone + done.rowcount, seen[-1].id
+    ends = tables.key_grant.c.expires
+    return await retention.forget(store, tables.key_grant, now - kept, sa.or_(ends.is_(None), ends < now))
 
 
 def broker_key(home: FleetHome) -> Secret:

@@ -7,15 +7,12 @@ goes, evidence and all. What a result changed is in the audit log, which nothing
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from casemate.fleet.store import Store, tables
-
-SLICE: Final = 1_000
-"""Results looked at in one transaction: no check-in waits for long."""
+from casemate.fleet.store import Store, retention, tables
 
 _result, _grant = tables.attest_result.c, tables.key_grant.c
 
@@ -31,24 +28,11 @@ async def newest(connection: AsyncConnection, device: str) -> sa.Row[Any] | None
 async def prune(store: Store, now: float, kept: float) -> int:
     """Forget results older than *kept* seconds that nothing needs; returns how many went.
 
-    Results are numbered as they are made, so the walk is along the numbers and ends where the young ones begin.
-
     Raises:
         OperationError: the database does not answer.
 
     """
-    old, after, gone = now - kept, 0, 0
-    while True:
-        query = sa.select(_result.id, _result.created).where(_result.id > after).order_by(_result.id).limit(SLICE)
-        async with store.read() as connection:
-            seen = (await connection.execute(query)).all()
-        if not any(row.created < old for row in seen):
-            return gone
-        within = _result.id.between(seen[0].id, seen[-1].id)
-        over = sa.and_(_result.created < old, _result.expires < now)
-        async with store.write() as connection:
-            done = await connection.execute(sa.delete(tables.attest_result).where(within, over, *_needless()))
-        gone, after = gone + done.rowcount, seen[-1].id
+    return await retention.forget(store, tables.attest_result, now - kept, _result.expires < now, *_needless())
 
 
 def _needless() -> tuple[sa.ColumnElement[bool], ...]:

@@ -16,7 +16,7 @@ from casemate.fleet import keybroker, results, serve, upkeep
 from casemate.fleet.audit import Act
 from casemate.fleet.context import Fleet
 from casemate.fleet.home import FleetHome
-from casemate.fleet.store import Store, schema, tables
+from casemate.fleet.store import Store, retention, schema, tables
 from support import databases
 
 DAY = 86400.0
@@ -65,7 +65,7 @@ async def left(store):
 
 @pytest.mark.parametrize("kind", databases.KINDS)
 def test_what_is_old_goes_and_what_something_stands_on_stays(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(results, "SLICE", 3)
+    monkeypatch.setattr(retention, "SLICE", 3)
     rows = [
         result(1, "often", 90),  # goes
         result(2, "often", 80),  # stays: a grant names it
@@ -100,7 +100,7 @@ def test_what_is_old_goes_and_what_something_stands_on_stays(tmp_path, kind, mon
 
 @pytest.mark.parametrize("kind", databases.KINDS)
 def test_old_grants_go_and_what_they_named_after_them_but_none_that_runs(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(keybroker, "SLICE", 2)
+    monkeypatch.setattr(retention, "SLICE", 2)
     rows = [result(1, "d", 400), result(2, "d", 40), result(3, "d", 0)]
 
     def answer(number, age, ends=None):
@@ -162,7 +162,7 @@ def test_any_history_keeps_what_it_must_and_nothing_else_that_is_old(tmp_path, s
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "SLICE", slice_)
+        patch.setattr(retention, "SLICE", slice_)
         assert asyncio.run(work()) == sorted(wanted)
 
 
