@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,16 @@ class Device:
 
     def json(self, *arguments: str, check: bool = True) -> dict[str, Any]:
         return json.loads(self.cli(*arguments, "--json", check=check).stdout)
+
+    def prompt(self, model: str) -> int:
+        """Send *model* a prompt; returns the HTTP status."""
+        place = urllib.parse.urlsplit(self.endpoint)
+        connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=60)
+        body = {"model": model, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 8}
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            return connection.getresponse().status
 
     def refresh(self) -> dict[str, Any]:
         self.status = self.json("status", check=False)

@@ -127,3 +127,12 @@ def software_tpm(root: Path, ca: Path | None = None) -> Iterator[SoftwareTpm]:
         yield tpm
     finally:
         tpm.power_off()
+
+
+@contextlib.contextmanager
+def measured_tpm(root: Path) -> Iterator[SoftwareTpm]:
+    """Give a TPM whose firmware measured something, as every board's does."""
+    with software_tpm(root) as made:
+        with tss.open_tpm(made.tcti) as opened:
+            opened.extend(0, b"f" * 32)
+        yield made

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from casemate.keystores import tss
 from support.device import cli, environment, running
 from support.fleet import running as fleet
 from support.fleet import until
-from support.swtpm import needs_swtpm, software_tpm
+from support.swtpm import measured_tpm, needs_swtpm
 
 pytestmark = [needs_swtpm, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
 def chip(tmp_path):
-    with software_tpm(tmp_path / "tpm") as made:
-        with tss.open_tpm(made.tcti) as opened:
-            opened.extend(0, b"f" * 32)
+    with measured_tpm(tmp_path / "tpm") as made:
         yield made
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import sqlite3
-import urllib.parse
 
 import pytest
 
-from casemate.keystores import tss
 from support.device import cli, environment, running
 from support.fleet import running as fleet
 from support.fleet import until
-from support.swtpm import needs_swtpm, software_tpm
+from support.swtpm import measured_tpm, needs_swtpm
 from support.updates import MODEL as SAFFRON
 
 pytestmark = [needs_swtpm, pytest.mark.timeout(400)]
@@ -22,22 +19,8 @@ MODEL, LEASE, WITHIN = "saffron-gated", 20, 90
 
 @pytest.fixture
 def chip(tmp_path):
-    with software_tpm(tmp_path / "tpm") as made:
-        with tss.open_tpm(made.tcti) as opened:
-            opened.extend(0, b"f" * 32)
+    with measured_tpm(tmp_path / "tpm") as made:
         yield made
-
-
-def ask(device):
-    """Send a prompt; returns the HTTP status."""
-    place = urllib.parse.urlsplit(device.endpoint)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 8}
-    headers = {"Authorization": f"Bearer {device.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
 
 
 def shorten(server):
@@ -93,7 +76,7 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
         for path in (home / "attester" / "leases").iterdir():
             path.unlink()  # the long lease of its making
         with running(home, "--model", MODEL, environ=extra) as device:
-            assert ask(device) == 200
+            assert device.prompt(MODEL) == 200
             device.kill("engine")  # comes back with the key that the TPM keeps
             until(lambda: served(device)["failures"] >= 1 and served(device)["state"] == "ready", WITHIN)
             server.cli("model", "gate", MODEL, "--min-assurance", "L2", "--licence-until", "2020-01-01")
@@ -102,13 +85,13 @@ def test_a_gated_model_runs_for_its_lease_and_stops_with_it(chip, tmp_path):
             assert not stopped["lease"]["runs"]
             for words in ("its lease ended at", "has not affirmed this device since", "fleet model grants"):
                 assert words in stopped["reason"], stopped
-            assert ask(device) == 503
+            assert device.prompt(MODEL) == 503
             until(lambda: "the licence has ended" in served(device)["reason"], WITHIN)
             assert device.events("lease_ended")
             server.cli("model", "gate", MODEL, "--min-assurance", "L2")
             shorten(server)
             until(lambda: served(device)["state"] == "ready", WITHIN)
-            assert ask(device) == 200
+            assert device.prompt(MODEL) == 200
             server.cli("device", "quarantine", "till-7")
             until(lambda: served(device)["state"] == "quarantined", WITHIN)
             until(lambda: not list((home / "attester" / "leases").iterdir()), WITHIN)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
-import urllib.parse
 
 import pytest
 
-from casemate.keystores import tss
 from support import mirror, updates
 from support.device import cli, environment, running
 from support.fleet import running as fleet
 from support.fleet import until
-from support.swtpm import needs_swtpm, software_tpm
+from support.swtpm import measured_tpm, needs_swtpm
 from support.updates import Follower, ReleaseHost
 
 pytestmark = [needs_swtpm, pytest.mark.timeout(900)]
@@ -24,27 +21,13 @@ ASKS = ("--soak", "5s", "--patience", "600s", "--install", "600s", "--come", "60
 
 @pytest.fixture
 def chip(tmp_path):
-    with software_tpm(tmp_path / "tpm") as made:
-        with tss.open_tpm(made.tcti) as opened:
-            opened.extend(0, b"f" * 32)
+    with measured_tpm(tmp_path / "tpm") as made:
         yield made
-
-
-def ask(device):
-    """Send a prompt; returns the HTTP status."""
-    place = urllib.parse.urlsplit(device.endpoint)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 8}
-    headers = {"Authorization": f"Bearer {device.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    status = connection.getresponse().status
-    connection.close()
-    return status
 
 
 def answers(device):
     """Say whether it answers; its limit of requests is for those who wait a little."""
-    if ask(device) == 200:
+    if device.prompt(MODEL) == 200:
         return True
     time.sleep(1)
     return False
@@ -171,7 +154,7 @@ def test_a_gated_release_is_taken_under_a_lease_or_not_at_all(chip, tmp_path):
             # quarantine stops it, release lets it ask again
             server.cli("device", "quarantine", "till-7")
             until(lambda: served(seven)["state"] == "quarantined", WITHIN)
-            assert ask(seven) == 503
+            assert seven.prompt(MODEL) == 503
             assert not list((proven.home / "attester" / "leases").iterdir())
             server.cli("device", "release", "till-7")
             until(lambda: served(seven)["state"] == "ready", WITHIN)
